@@ -1,0 +1,13 @@
+"""The test run checks every shape written in a signature (jaxtyping with beartype), offline, on few threads."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["wrappedmodels", "sae", "data", "features", "correlation", "training"], "beartype.beartype"
+)
