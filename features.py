@@ -1,0 +1,269 @@
+"""The run folder: `sae_features/<runname>/`, how it is written, and how it is read back.
+
+```
+run.json                    manifest, written last: its presence means that the run is whole
+samples.jsonl               a line a row: {"id", "image", "caption"}
+layer11/features-00000.npz  scipy.sparse CSR float32 [rows, d_sae], rows in dataset order, parts in name order
+layer11/cfg.json, layer11/sae_weights.safetensors    the SAE (sae.py)
+```
+
+Folders of the method's first public code (`layer11.pt`: dense half precision [n_samples, d_sae], no manifest) are
+read too, so that old recordings can be compared.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT_VERSION = 1
+ROOT = Path("sae_features")
+PART_ROWS = 4096  # rows in one features-*.npz: what a killed recording has to do again at most
+MANIFEST = "run.json"
+
+
+class Run(NamedTuple):
+    """A whole run on disk.
+
+    `manifest` is run.json; `layers` are folder names in ascending order (`["layer0", "layer1"]`).
+    """
+
+    name: str
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def layers(self) -> list[str]:
+        return self.manifest["layers"]
+
+    @property
+    def n_samples(self) -> int:
+        return self.manifest["n_samples"]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """sha256 over the sample ids; None for a run of the original, which names no samples."""
+        return self.manifest["dataset"]["fingerprint"]
+
+    def layer(self, number: int) -> str:
+        """The layer folder of a number typed by a user: negative ones count from the last recorded layer."""
+        name = self.layers[number] if -len(self.layers) <= number < 0 else f"layer{number}"
+        if name not in self.layers:
+            raise UserError(f"run {self.name!r} has no layer {number}; it has {', '.join(self.layers)}")
+        return name
+
+    def d_sae(self, layer: str) -> int:
+        """The number of latents of a layer's SAE."""
+        return next(self.blocks(layer)).shape[1]
+
+    def blocks(self, layer: str) -> Iterator[Any]:
+        """Yield the layer's features as scipy CSR float32 blocks [rows, d_sae], in row order."""
+        reader = _original_blocks if self.manifest["format_version"] == 0 else _part_blocks
+        rows = 0
+        for block in reader(self.path, layer):
+            rows += block.shape[0]
+            yield block
+        if rows != self.n_samples:
+            raise UserError(
+                f"run {self.name!r} is damaged: {layer} holds {rows} rows and the manifest says "
+                f"{self.n_samples}; record it again with --overwrite"
+            )
+
+    def load(self, layer: str):
+        """A layer's features, whole: scipy CSR float32 [n_samples, d_sae]."""
+        import scipy.sparse
+
+        return scipy.sparse.vstack(list(self.blocks(layer)), format="csr")
+
+    def samples(self) -> list[dict[str, str]]:
+        """One dict a row with `id`, `image` and `caption`; empty for a run of the original."""
+        path = self.path / "samples.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def run_names() -> list[str]:
+    """The names of all runs that are whole, sorted."""
+    folders = ROOT.iterdir() if ROOT.is_dir() else ()
+    return sorted(folder.name for folder in folders if (folder / MANIFEST).is_file() or _is_original(folder))
+
+
+def open_run(name: str) -> Run:
+    """Open a recorded run. Unknown, incomplete or foreign folders are refused with what to do instead."""
+    path = run_path(name)
+    if (path / MANIFEST).is_file():
+        return Run(path.name, path, _read_manifest(path))
+    if _is_original(path):
+        return Run(path.name, path, _original_manifest(path))
+    if path.is_dir():
+        raise UserError(
+            f"run {path.name!r} is incomplete ({path / MANIFEST} is missing): give its train command again to finish it"
+        )
+    known = ", ".join(run_names()) or "none yet: `uv run train_image.py` records one"
+    raise UserError(f"no run named {path.name!r} in {ROOT}/; recorded runs: {known}")
+
+
+def run_path(name: str) -> Path:
+    """The folder of a run's name; `sae_features/NAME`, as a shell completes it, is understood too."""
+    name = name.rstrip("/").removeprefix(f"{ROOT}/")
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", name):
+        raise UserError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
+    return ROOT / name
+
+
+def check_aligned(runs: list[Run]):
+    """Refuse runs whose rows are not the same samples in the same order."""
+    first = runs[0]
+    for other in runs[1:]:
+        same_ids = None in (first.fingerprint, other.fingerprint) or first.fingerprint == other.fingerprint
+        if first.n_samples != other.n_samples or not same_ids:
+            raise UserError(
+                f"runs {first.name!r} and {other.name!r} are not comparable: {_data_line(first)} against "
+                f"{_data_line(other)}; record both on the same --dataset, --data_root and --limit"
+            )
+
+
+def _data_line(run: Run) -> str:
+    ids = f"ids {run.fingerprint[:12]}" if run.fingerprint else "ids unknown"
+    return f"{run.manifest['dataset']['name']} ({run.n_samples} samples, {ids})"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path / MANIFEST} is damaged ({error}); record the run again with --overwrite") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"run {path.name!r} has format version {version} and this toolkit reads {FORMAT_VERSION}; "
+            "record it again with --overwrite"
+        )
+    return manifest
+
+
+def _part_blocks(path: Path, layer: str) -> Iterator[Any]:
+    import scipy.sparse
+
+    for part in sorted((path / layer).glob("features-*.npz")):
+        try:
+            yield scipy.sparse.load_npz(part).tocsr()
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
+        except Exception as error:  # zipfile.BadZipFile and zlib.error share no narrower base
+            if type(error).__module__ not in ("zipfile", "zlib"):
+                raise
+            raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
+
+
+# ------------------------------------------------------------------------------ runs of the original code
+
+
+def _original_layers(path: Path) -> list[str]:
+    """Its files `layer0.pt`, `layer1.pt`, … in depth order; `layer-1.pt` is the last layer."""
+    numbers = [re.fullmatch(r"layer(-?\d+)\.pt", file.name) for file in path.glob("layer*.pt")]
+    found = [int(match[1]) for match in numbers if match]
+    return [f"layer{number}" for number in sorted(found, key=lambda number: (number < 0, number))]
+
+
+def _is_original(path: Path) -> bool:
+    return path.is_dir() and bool(_original_layers(path))
+
+
+def _original_tensor(path: Path, layer: str):
+    import pickle
+
+    import torch
+
+    file = path / f"{layer}.pt"
+    try:
+        tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        raise UserError(f"{file} cannot be read as a tensor: {str(error).splitlines()[0]}") from error
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2:
+        raise UserError(f"{file} does not hold one tensor [n_samples, d_sae]")
+    return tensor
+
+
+def _original_manifest(path: Path) -> dict[str, Any]:
+    layers = _original_layers(path)
+    return {
+        "format_version": 0,
+        "layers": layers,
+        "n_samples": _original_tensor(path, layers[0]).shape[0],
+        "dataset": {"name": "data of the original code", "fingerprint": None},
+    }
+
+
+def _original_blocks(path: Path, layer: str) -> Iterator[Any]:
+    import scipy.sparse
+
+    for block in _original_tensor(path, layer).split(PART_ROWS):
+        yield scipy.sparse.csr_array(block.float().numpy())
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what was written there becomes `path` in one step, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str):
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def start_run(name: str, overwrite: bool = False) -> Path:
+    """Make the folder of a new run and return it; a whole run of that name is refused unless `overwrite`."""
+    path = run_path(name)
+    whole = (path / MANIFEST).exists() or _is_original(path)
+    if whole and not overwrite:
+        raise UserError(f"run {path.name!r} exists: choose another --runname, or add --overwrite to replace it")
+    if whole:
+        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed run is never taken for a whole one
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_samples(path: Path, samples: list[dict[str, str]]):
+    """Write `samples.jsonl`, a line a row."""
+    write_text(path / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+
+
+def write_part(path: Path, layer: str, number: int, features):
+    """Write part `number` of a layer's features: scipy CSR float32 [rows, d_sae]."""
+    import scipy.sparse
+
+    (path / layer).mkdir(exist_ok=True)
+    features.sort_indices()
+    with replacing(path / layer / f"features-{number:05d}.npz") as temporary:
+        scipy.sparse.save_npz(temporary, features.astype(np.float32), compressed=False)
+
+
+def finish_run(path: Path, manifest: dict[str, Any]) -> Run:
+    """Write the manifest, which makes the run whole, and open it."""
+    write_text(path / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=2) + "\n")
+    return open_run(path.name)
