@@ -1,0 +1,1 @@
+"""The embedded demo: scenes with planted factors, and the encoders trained on them from scratch."""
