@@ -44,3 +44,104 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number of at least zero."""
+    if not text.isdecimal():
+        raise UserError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An argument type: a finite number above zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"{text!r} is not a number above 0")
+    return number
+
+
+def training_arguments(argv, description: str, rows: dict, default_model: str, add_data_arguments):
+    """Parse a train script's command line; `rows` are the encoders of the registry that it takes.
+
+    In what is returned, `model`, `checkpoint` and `dataset` are settled: without --model the demo's encoder, and
+    without --dataset the demo's data for an encoder of the demo and COCO for every other.
+    """
+    parser = Parser(description)
+    add_encoder_arguments(parser, rows)
+    add_data_arguments(parser)
+    add_recipe_arguments(parser)
+    arguments = parser.parse_args(argv)
+    choose_encoder(arguments, rows, default_model)
+    arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
+    return arguments
+
+
+def add_encoder_arguments(parser: Parser, rows: dict):
+    """Which encoder: `rows` are those of the registry that the script takes."""
+    parser.add_argument("--model", metavar="NAME", help=f"the kind of encoder: {', '.join(rows)}")
+    parser.add_argument(
+        "--checkpoint", help="its weights: a hub name or a folder; by default the model's own"
+    )
+    for flag in sorted({row.flag for row in rows.values()} - {"--checkpoint", ""}):
+        parser.add_argument(flag, metavar="CHECKPOINT", help="another spelling of --checkpoint")
+    parser.add_argument(
+        "--random_weights", type=natural, metavar="SEED", help="draw the encoder's weights: a control"
+    )
+    parser.add_argument(
+        "--token", choices=("own", "first", "mean"), default="own", help="which token is recorded"
+    )
+    parser.add_argument(
+        "--layers", type=int, nargs="+", help="the blocks to hook, -1 being the last; by default all"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; by default a GPU where there is one")
+
+
+def choose_encoder(arguments, rows: dict, default_model: str):
+    """Fill in `model` and `checkpoint` from whichever of the flags was typed; the result is in `arguments`."""
+    flags = {row.flag.removeprefix("--") for row in rows.values()} - {"checkpoint", ""}
+    typed = {flag: value for flag in sorted(flags) if (value := getattr(arguments, flag)) is not None}
+    if len(typed) + (arguments.checkpoint is not None) > 1:
+        raise UserError(f"one encoder a run: give --checkpoint or --{next(iter(typed))}, not several of them")
+    flag, value = next(iter(typed.items()), (None, arguments.checkpoint))
+    if arguments.model is None:
+        fitting = [name for name, row in rows.items() if flag and row.flag == f"--{flag}"]
+        fitting += [name for name, row in rows.items() if value in row.checkpoints]
+        if value and not fitting:
+            raise UserError(
+                f"--checkpoint {value!r} could be any kind of encoder: add --model, one of {', '.join(rows)}"
+            )
+        arguments.model = fitting[0] if fitting else default_model
+    if arguments.model not in rows:
+        raise UserError(f"--model {arguments.model!r} is unknown here; type one of {', '.join(rows)}")
+    own = rows[arguments.model].flag
+    if flag and own != f"--{flag}":
+        raise UserError(f"--{flag} does not go with --model {arguments.model}: type {own} or --checkpoint")
+    arguments.checkpoint = value
+
+
+def add_recipe_arguments(parser: Parser):
+    """How the SAEs are trained and recorded."""
+    parser.add_argument(
+        "--top_k", type=positive, nargs="+", help="active latents a token; several: a run for each"
+    )
+    parser.add_argument(
+        "--expansion_factor", type=positive, help="latents for each dimension of the activations"
+    )
+    parser.add_argument(
+        "--activation", choices=("topk", "relu"), default="topk", help="the codes that are recorded"
+    )
+    parser.add_argument("--batch_size", type=positive, default=32, help="samples in a step")
+    parser.add_argument("--epochs", type=positive, default=1, help="passes over the data")
+    parser.add_argument("--lr", type=above_zero, help="peak learning rate; by default set by the SAE's width")
+    parser.add_argument(
+        "--seeds", "--seed", type=natural, nargs="+", default=[0], help="several: a run for each"
+    )
+    parser.add_argument(
+        "--runname", help="the run's folder in sae_features/; by default encoder and data set"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    parser.add_argument("--workers", type=natural, default=0, help="processes that read and decode items")

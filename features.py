@@ -64,7 +64,7 @@ class Run(NamedTuple):
         return next(self.blocks(layer)).shape[1]
 
     def blocks(self, layer: str) -> Iterator[Any]:
-        """Yield the layer's features as scipy CSR float32 blocks [rows, d_sae], in row order."""
+        """Yield the layer's features as scipy csr_array float32 blocks [rows, d_sae], in row order."""
         reader = _original_blocks if self.manifest["format_version"] == 0 else _part_blocks
         rows = 0
         for block in reader(self.path, layer):
@@ -77,7 +77,7 @@ class Run(NamedTuple):
             )
 
     def load(self, layer: str):
-        """A layer's features, whole: scipy CSR float32 [n_samples, d_sae]."""
+        """A layer's features, whole: scipy csr_array float32 [n_samples, d_sae]."""
         import scipy.sparse
 
         return scipy.sparse.vstack(list(self.blocks(layer)), format="csr")
@@ -87,7 +87,7 @@ class Run(NamedTuple):
         path = self.path / "samples.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -143,7 +143,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path / MANIFEST} is damaged ({error}); record the run again with --overwrite") from error
+        raise UserError(
+            f"{path / MANIFEST} is damaged ({error}); record the run again with --overwrite"
+        ) from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
@@ -154,16 +156,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _part_blocks(path: Path, layer: str) -> Iterator[Any]:
+    import zipfile
+    import zlib
+
     import scipy.sparse
 
     for part in sorted((path / layer).glob("features-*.npz")):
         try:
-            yield scipy.sparse.load_npz(part).tocsr()
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
-        except Exception as error:  # zipfile.BadZipFile and zlib.error share no narrower base
-            if type(error).__module__ not in ("zipfile", "zlib"):
-                raise
+            yield scipy.sparse.csr_array(scipy.sparse.load_npz(part))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
 
 
@@ -240,9 +241,13 @@ def start_run(name: str, overwrite: bool = False) -> Path:
     path = run_path(name)
     whole = (path / MANIFEST).exists() or _is_original(path)
     if whole and not overwrite:
-        raise UserError(f"run {path.name!r} exists: choose another --runname, or add --overwrite to replace it")
+        raise UserError(
+            f"run {path.name!r} exists: choose another --runname, or add --overwrite to replace it"
+        )
     if whole:
-        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed run is never taken for a whole one
+        (path / MANIFEST).unlink(
+            missing_ok=True
+        )  # first, so that a half-removed run is never taken for a whole one
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,0 +1,20 @@
+"""Train SAEs on the activations of an encoder of text, then record every sample's features."""
+
+import data
+import wrappedmodels
+from commandline import script, training_arguments
+
+ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.modality == "text"}
+
+
+@script
+def main(argv=None):
+    """Train and record; returns the recorded runs, one for each seed and each k."""
+    arguments = training_arguments(argv, __doc__, ENCODERS, "DemoClipText", data.add_arguments)
+    import training
+
+    return training.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
