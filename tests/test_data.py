@@ -132,8 +132,8 @@ assert not {'torch', 'datasets', 'pycocotools', 'soundfile', 'tqdm'} & set(sys.m
         ('{"file": "b.png", "caption": 3}', r"captions\.jsonl:1: needs"),
         ("nonsense", r"captions\.jsonl:1: not a JSON object"),
         ('{"file": "/b.png", "caption": "x"}', r"captions\.jsonl:1: '/b\.png' is not relative"),
-        ("", "holds no pairs of a picture and a caption"),
-        ("\n\n", "holds no pairs of a picture and a caption"),
+        ("", "holds no pairs of a readable file and a caption"),
+        ("\n\n", "holds no pairs of a readable file and a caption"),
     ],
 )
 def test_a_broken_listing_is_named(folder, listing, message):
@@ -163,7 +163,7 @@ def test_mistakes_in_the_arguments_name_the_valid_ones(folder):
     ):
         open_pairs("folder", str(folder), split="train")
     (folder / "captions.jsonl").unlink()
-    with pytest.raises(UserError, match=r"holds neither captions\.jsonl nor captions\.tsv"):
+    with pytest.raises(UserError, match=r"has neither captions\.jsonl nor captions\.tsv"):
         open_pairs("folder", str(folder))
 
 
