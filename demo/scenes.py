@@ -188,7 +188,7 @@ def _ground(background: str, texture: str) -> np.ndarray:
 
 @functools.cache
 def _coverage(shape: str, radius: int) -> np.ndarray:
-    """How many of each pixel's FINE x FINE points lie in the shape, [14, 14, 1]; inside, lengths in half points."""
+    """How many of each pixel's FINE x FINE points lie in the shape, [14, 14, 1]; lengths in half points."""
     middle = np.arange(1 - BOX * FINE, BOX * FINE, 2)
     inside = _inside(shape, middle[None, :], middle[:, None], radius * 2 * FINE)
     return inside.reshape(BOX, FINE, BOX, FINE).sum(axis=(1, 3), dtype=np.int32)[..., None]
