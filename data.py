@@ -243,7 +243,7 @@ def open_pairs(
     samples = [sample for sample in samples if sample.id not in left_out]
     if not samples:
         raise UserError(
-            f"data set {dataset!r} at {opened.data_root or '-'} holds no pairs of a readable file and a caption"
+            f"data set {dataset!r} at {opened.data_root} holds no pairs of a readable file and a caption"
         )
     if caption == "first":
         samples = [sample._replace(captions=sample.captions[:1]) for sample in samples]
@@ -747,7 +747,8 @@ def open_hf(
     ]
     if len(samples) < len(ids):
         _say(f"hf: {len(ids) - len(samples)} of {len(ids)} rows have no caption and are left out")
-    return Opened(Path(location).stem, samples, read, None, version=dataset._fingerprint)
+    name = Path(location).stem if Path(location).is_file() else Path(location).name
+    return Opened(name, samples, read, None, version=dataset._fingerprint)
 
 
 def _load_hf(name: str, subset: str | None, split: str | None) -> Any:
@@ -904,7 +905,7 @@ def describe(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _spread(numbers: Iterable[int]) -> list[float]:
+def _spread(numbers: Iterable[int]) -> list[int | float]:
     numbers = sorted(numbers)
     return [numbers[0], statistics.median(numbers), numbers[-1]]
 

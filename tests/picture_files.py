@@ -1,0 +1,129 @@
+"""Odd picture files, each with the RGB pixels that a reader must see, or None where nobody could."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 0x0112  # the EXIF tag
+WIDTH, HEIGHT = 24, 16
+
+
+def pixels(seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Random RGB pixels [height, width, 3]: not the same after any wrong turn, flip or swap of channels."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """A picture as the bytes of a file."""
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def grey(format: str) -> tuple[bytes, np.ndarray]:
+    values = pixels(1)[..., 0]
+    return encoded(Image.fromarray(values), format), np.stack([values] * 3, axis=-1)
+
+
+def grey_of_16_bits(format: str) -> tuple[bytes, np.ndarray]:
+    """Grey values 0, 257, 514, … 65535 are the 8-bit values 0, 1, 2, … 255 exactly."""
+    values = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) % 256
+    picture = Image.fromarray((values * 257).astype(np.uint16))
+    return encoded(picture, format), np.stack([values] * 3, axis=-1).astype(np.uint8)
+
+
+def palette_with_transparency() -> tuple[bytes, np.ndarray]:
+    """A red left half, and a right half whose colour is green and fully transparent: it shows white."""
+    picture = Image.new("P", (WIDTH, HEIGHT), 0)
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    picture.paste(1, (WIDTH // 2, 0, WIDTH, HEIGHT))
+    seen = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    seen[:, : WIDTH // 2] = (255, 0, 0)
+    return encoded(picture, transparency=1), seen
+
+
+def half_transparent() -> tuple[bytes, np.ndarray]:
+    """Black at alpha 102 of 255 on white is 255 - 102 = 153."""
+    picture = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 102))
+    return encoded(picture), np.full((HEIGHT, WIDTH, 3), 153, np.uint8)
+
+
+def cmyk() -> tuple[bytes, np.ndarray]:
+    """No ink but all of cyan: red 0, green and blue 255."""
+    picture = Image.new("CMYK", (WIDTH, HEIGHT), (255, 0, 0, 0))
+    return encoded(picture, "TIFF"), np.full((HEIGHT, WIDTH, 3), (0, 255, 255), np.uint8)
+
+
+def rotated(orientation: int, turn: Callable[[np.ndarray], np.ndarray]) -> tuple[bytes, np.ndarray]:
+    """Stored as the camera held it, with the EXIF tag; `turn` makes the stored pixels upright."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return encoded(Image.fromarray(pixels(2)), exif=exif), turn(pixels(2))
+
+
+def animated(format: str) -> tuple[bytes, np.ndarray]:
+    """Three frames, the first of them all blue."""
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("blue", "red", "lime")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    content = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    return content, np.full((HEIGHT, WIDTH, 3), (0, 0, 255), np.uint8)
+
+
+def plain(width: int, height: int) -> tuple[bytes, np.ndarray]:
+    seen = pixels(3, width, height)
+    return encoded(Image.fromarray(seen)), seen
+
+
+def black_and_white() -> tuple[bytes, np.ndarray]:
+    values = pixels(4)[..., 0] > 127
+    return encoded(Image.fromarray(values)), np.stack([values * np.uint8(255)] * 3, axis=-1)
+
+
+# Name: (file name, bytes, RGB pixels [height, width, 3])
+READABLE = {
+    "plain": ("plain.png", *plain(WIDTH, HEIGHT)),
+    "1 x 1": ("one.png", *plain(1, 1)),
+    "20,000 px": ("long.png", *plain(20_000, 2)),
+    "grey": ("grey.png", *grey("PNG")),
+    "1 bit": ("bit.png", *black_and_white()),
+    "16-bit png": ("deep.png", *grey_of_16_bits("PNG")),
+    "16-bit tiff": ("deep.tif", *grey_of_16_bits("TIFF")),
+    "16-bit pgm": ("deep.pgm", *grey_of_16_bits("PPM")),
+    "palette with transparency": ("palette.png", *palette_with_transparency()),
+    "half transparent": ("alpha.png", *half_transparent()),
+    "cmyk": ("cmyk.tif", *cmyk()),
+    "turned right": ("turned6.png", *rotated(6, lambda stored: np.rot90(stored, -1))),
+    "turned left": ("turned8.png", *rotated(8, lambda stored: np.rot90(stored, 1))),
+    "mirrored": ("turned2.png", *rotated(2, lambda stored: stored[:, ::-1])),
+    "animated gif": ("moving.gif", *animated("GIF")),
+    "animated webp": ("moving.webp", *animated("WEBP")),
+    "animated png": ("moving.png", *animated("PNG")),
+    "misnamed": ("really_a_png.jpg", *plain(WIDTH, HEIGHT)),
+}
+
+
+def truncated() -> bytes:
+    content = encoded(Image.fromarray(pixels(5, 64, 64)), "JPEG")
+    return content[: len(content) // 2]
+
+
+def floating_point() -> bytes:
+    return encoded(Image.fromarray(pixels(6)[..., 0].astype(np.float32)), "TIFF")
+
+
+# Name: (file name, bytes, what the one line says of it)
+UNREADABLE = {
+    "truncated jpeg": ("cut.jpg", truncated(), "truncated"),
+    "truncated png": ("cut.png", encoded(Image.fromarray(pixels(7)))[:-300], "truncated"),
+    "truncated webp": (
+        "cut.webp",
+        encoded(Image.fromarray(pixels(8)), "WEBP", lossless=True)[:-300],
+        "decoder",
+    ),
+    "zero bytes": ("empty.png", b"", "the file is empty"),
+    "text": ("page.jpg", b"<html>404</html>", "not a picture in a format that PIL knows"),
+    "floating point": ("float.tif", floating_point(), "floating-point grey values have no known range"),
+}
