@@ -1,5 +1,6 @@
 """How well an SAE fits: FVU, L0, dead and dense latents, accumulated over any number of batches of tokens."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class Quality:
         tokens, firings = self.state["tokens"], self.state["firings"]
         variance = self.state["squares"] - self.state["sum"].square().sum() / tokens
         return Scores(
-            fvu=float(self.state["residual"] / variance),
+            fvu=float(self.state["residual"] / variance) if variance > 0 else math.nan,
             l0=float(firings.sum() / tokens),
             dead_fraction=float((firings == 0).double().mean()),
             dense_fraction=float((firings > DENSE * tokens).double().mean()),

@@ -82,7 +82,7 @@ def _draw_cell(sheet, pen, corner, picture, caption, row, activation, text_first
     if picture is not None:
         drawn = _fitted(picture(row))
         sheet.paste(drawn, (x + (PICTURE - drawn.width) // 2, picture_y + (PICTURE - drawn.height) // 2))
-    pen.text((x, text_y), f"{activation:.3g}", INK, font=_font(13, bold=True))
+    pen.text((x, text_y), f"{activation:#.3g}", INK, font=_font(13, bold=True))
     pen.text((x + PICTURE, text_y), f"row {row}", FAINT, font=_font(12), anchor="ra")
     lines = textwrap.wrap(caption, CAPTION_WIDTH, max_lines=CAPTION_LINES, placeholder=" …")
     for number, line in enumerate(lines, 1):

@@ -9,5 +9,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["wrappedmodels", "sae", "data", "features", "correlation", "training"], "beartype.beartype"
+    ["wrappedmodels", "sae", "data", "features", "correlation", "training", "activations", "quality"],
+    "beartype.beartype",
 )

@@ -1,0 +1,73 @@
+"""An encoder and a data set of a few lines, for tests of what is built on their interfaces."""
+
+import hashlib
+import zlib
+from types import SimpleNamespace
+
+import torch
+
+from wrappedmodels import Activations
+
+
+class SmallPairs:
+    """Captions `row 0`, `row 1`, …; the number is all there is to a sample."""
+
+    name = "small"
+
+    def __init__(self, n_samples=6, captions=lambda row: [str(row)], source=None):
+        self.caption_of, self.n_samples = captions, n_samples
+        self.source = source or {"dataset": "small"}
+        self.unreadable = []
+
+    def __len__(self):
+        return self.n_samples
+
+    @property
+    def samples(self):
+        return [
+            SimpleNamespace(id=str(row), file=f"{row}.png", captions=[str(row)]) for row in range(len(self))
+        ]
+
+    @property
+    def fingerprint(self):
+        return hashlib.sha256("".join(f"{row}\n" for row in range(len(self))).encode()).hexdigest()
+
+    def items(self, row, side):
+        assert side == "text"
+        return self.caption_of(row)
+
+
+class SmallEncoder:
+    """Three layers of four tokens, of which the last is padding; the second one is recorded.
+
+    A token is a mixture of a few of 12 fixed directions, drawn from the caption, far from the origin: `offset`
+    times its spread. So it is worth centring, and a sparse code can fit it.
+    """
+
+    model, checkpoint, modality, token, n_layers = "Small", "none", "text", "own", 3
+
+    def __init__(self, d_in=8, offset=10.0, pool=(0.0, 1.0, 0.0, 0.0), broken_row=None):
+        random = torch.Generator().manual_seed(7)
+        self.directions = torch.randn(3, 12, d_in, generator=random)
+        self.offset = offset * torch.randn(3, d_in, generator=random)
+        self.pool, self.broken_row = torch.tensor(pool), broken_row
+
+    def resolve_layers(self, layers):
+        return list(range(3)) if layers is None else sorted(layer % 3 for layer in layers)
+
+    def preprocess(self, caption):
+        random = torch.Generator().manual_seed(zlib.crc32(caption.encode()))
+        parts = torch.rand(4, 12, generator=random) * (torch.rand(4, 12, generator=random) < 0.2)
+        if caption == str(self.broken_row):
+            parts = parts * float("nan")
+        return {"parts": parts}
+
+    @staticmethod
+    def collate(items):
+        return {"parts": torch.stack([item["parts"] for item in items])}
+
+    def activations(self, batch, layers):
+        parts = batch["parts"]
+        mask = torch.tensor([True, True, True, False]).expand(len(parts), 4)
+        found = {layer: parts @ self.directions[layer] + self.offset[layer] for layer in layers}
+        return Activations(found, mask, self.pool.expand(len(parts), 4))

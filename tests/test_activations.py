@@ -1,0 +1,41 @@
+"""The stream of activations: rows and items keep together, and a bad row is named, in workers too."""
+
+import pytest
+import torch
+from small_world import SmallEncoder, SmallPairs
+
+from activations import Stream, UserError
+
+
+def stream(pairs, workers=0):
+    return Stream(SmallEncoder(), pairs, [0, 2], workers, "cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_come_as_planned_with_their_items(workers):
+    pairs = SmallPairs(captions=lambda row: [f"{row}", f"{row} again"] if row % 2 else [f"{row}"])
+    plan = [[5, 1, 2], [0], [3, 4]]
+    batches = list(stream(pairs, workers).batches(plan))
+    assert [batch.rows for batch in batches] == plan
+    assert [batch.row_of_item.tolist() for batch in batches] == [[0, 0, 1, 1, 2], [0], [0, 0, 1]]
+    assert sorted(batches[0].layers) == [0, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_item_is_the_users_mistake_and_one_line(workers):
+    def captions(row):
+        if row == 3:
+            raise UserError("row 3 cannot be read")
+        return [str(row)]
+
+    with pytest.raises(UserError) as caught:
+        list(stream(SmallPairs(captions=captions), workers).batches([[0, 1], [2, 3]]))
+    assert str(caught.value) == "row 3 cannot be read"
+
+
+def test_flat_takes_the_tokens_that_are_real():
+    (batch,) = stream(SmallPairs()).batches([[0, 1]])
+    assert batch.mask.tolist() == [[True, True, True, False]] * 2
+    tokens = batch.flat(2, batch.real_tokens())
+    torch.testing.assert_close(tokens, batch.layers[2][:, :3].reshape(6, -1))
+    assert batch.real_tokens(torch.tensor([False, True])).tolist() == [4, 5, 6]
