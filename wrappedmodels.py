@@ -114,7 +114,9 @@ def reach(name: str, repository: str, offline: bool):
 
     fetch = f"fetch it where there is a network with `hf download {repository}`"
     if offline:
-        raise UserError(f"{name!r} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; {fetch}")
+        raise UserError(
+            f"{name!r} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; {nearest(name)}{fetch}"
+        )
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5)
     except EntryNotFoundError:
@@ -127,14 +129,14 @@ def reach(name: str, repository: str, offline: bool):
     except Exception as error:  # whatever the network raised
         raise UserError(
             f"{name!r} is not in the Hugging Face cache and the hub does not answer "
-            f"({first_line(error)}); {fetch}"
+            f"({first_line(error)}); {nearest(name)}{fetch}"
         ) from error
 
 
 def nearest(name: str) -> str:
     """'did you mean A, B? ' of the paper's checkpoints, or nothing."""
     known = sorted({checkpoint for row in REGISTRY.values() for checkpoint in row.checkpoints} | set(DINOV2))
-    close = difflib.get_close_matches(name, known, 3, 0.7)
+    close = difflib.get_close_matches(name, known, 3, 0.9)
     return f"did you mean {', '.join(close)}? " if close else ""
 
 
@@ -341,10 +343,18 @@ def check_type(name: str, found: str, row: Row):
 
 
 def hf_load(name: str, build: Callable[[str], Any]) -> Any:
-    """`build` on a transformers folder or hub name."""
+    """`build` on a transformers folder or hub name; its bar of weights read from disk is not shown."""
+    from transformers.utils import logging as bars
+
     folder = local_folder(name)
     name = folder or DINOV2.get(name, name)
-    return from_hub(functools.partial(build, name), name, "" if folder else name)
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        return from_hub(functools.partial(build, name), name, "" if folder else name)
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def hf_image(name: str, row: Row, seed: int | None) -> Parts:
@@ -429,9 +439,12 @@ def siglip_text(name: str, row: Row, seed: int | None) -> Parts:
 
 
 def fixed_ids(tokenizer: Callable, length: int, caption: str) -> dict:
-    """One caption as exactly `length` token ids, padded on the right."""
+    """One caption as exactly `length` token ids, padded on the right.
+
+    SigLIP was trained on lower case, which the tokenizer that its fixed-size checkpoints name does not make.
+    """
     batch = tokenizer(
-        [caption],
+        [caption.lower()],
         padding="max_length",
         max_length=length,
         truncation=True,

@@ -162,6 +162,8 @@ def dinov2(folder: Path, registers: int = 0):
         folder,
         "BitImageProcessor",
         size={"shortest_edge": 36},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
         crop_size={"height": 32, "width": 32},  # so that the position table is interpolated, as at 224 pixels
     )
 
@@ -175,3 +177,99 @@ def bert(folder: Path):
     (folder / "vocab.txt").write_text("\n".join([*specials, *WORDS]) + "\n")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 64}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def deberta(folder: Path):
+    """As on the hub: a pickled state dict, and a byte-level vocabulary of two files."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import DebertaConfig, DebertaModel
+
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    vocabulary = [*specials, *sorted(ByteLevel.alphabet())]
+    config = DebertaConfig(
+        **SIZE,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=128,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
+    model = seeded(lambda: DebertaModel(config))
+    config.save_pretrained(folder)
+    torch.save(
+        {f"deberta.{key}": value for key, value in model.state_dict().items()}, folder / "pytorch_model.bin"
+    )
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "DebertaTokenizer", "model_max_length": 128}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def siglip(folder: Path):
+    """A fixed-resolution checkpoint of both towers: SigLIP 2's are of the type of SigLIP 1."""
+    from transformers import SiglipConfig, SiglipModel
+
+    text = dict(**SIZE, vocab_size=300, max_position_embeddings=64, projection_size=32)
+    config = SiglipConfig(text_config=text, vision_config=dict(**SIZE, **PICTURE))
+    seeded(lambda: SiglipModel(config)).save_pretrained(folder)
+    half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    picture_processor(folder, "SiglipImageProcessor", **half)
+    gemma_tokenizer(folder)
+
+
+def siglip_naflex(folder: Path):
+    """Both towers with pictures of any shape, as a padded row of patches."""
+    from transformers import Siglip2Config, Siglip2Model
+
+    text = dict(**SIZE, vocab_size=300, max_position_embeddings=64, projection_size=32)
+    vision = dict(**SIZE, num_patches=16, patch_size=8)
+    config = Siglip2Config(text_config=text, vision_config=vision)
+    seeded(lambda: Siglip2Model(config)).save_pretrained(folder)
+    picture_processor(folder, "Siglip2ImageProcessor", patch_size=8, max_num_patches=20)
+    gemma_tokenizer(folder)
+
+
+def gemma_tokenizer(folder: Path):
+    """Characters instead of pieces; an end of text after the caption, no beginning, as SigLIP 2 has it."""
+    from tokenizers import processors
+    from transformers import GemmaTokenizer
+
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    vocabulary = [*specials, "▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ."]
+    vocabulary += [f"<0x{byte:02X}>" for byte in range(200)]
+    tokenizer = GemmaTokenizer({word: number for number, word in enumerate(vocabulary)}, [])
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the paper's checkpoints: by the spelling of the command line, the repository behind it and its builder
+
+PAPER = {
+    "ViT-B/32-quickgelu": ("timm/vit_base_patch32_clip_224.openai", clip),
+    "ViT-L/14-quickgelu": ("timm/vit_large_patch14_clip_224.openai", clip),
+    "hf-hub:apple/DFN2B-CLIP-ViT-B-16": ("apple/DFN2B-CLIP-ViT-B-16", clip),
+    "hf-hub:apple/DFN2B-CLIP-ViT-L-14": ("apple/DFN2B-CLIP-ViT-L-14", clip),
+    "google/siglip2-base-patch16-224": ("google/siglip2-base-patch16-224", siglip),
+    "google/siglip2-large-patch16-384": ("google/siglip2-large-patch16-384", siglip),
+    "google/vit-base-patch16-224": ("google/vit-base-patch16-224", vit),
+    "google/vit-large-patch16-384": ("google/vit-large-patch16-384", vit),
+    "dinov2_vitb14": ("facebook/dinov2-base", dinov2),
+    "dinov2_vitl14": ("facebook/dinov2-large", dinov2),
+    "bert-base-uncased": ("bert-base-uncased", bert),
+    "bert-large-uncased": ("bert-large-uncased", bert),
+    "microsoft/deberta-base": ("microsoft/deberta-base", deberta),
+    "microsoft/deberta-large": ("microsoft/deberta-large", deberta),
+}
+
+
+@contextlib.contextmanager
+def paper(folder: Path):
+    """A cache with every checkpoint of the paper, and open_clip's two built-in names shrunk to fit."""
+    with cache(folder) as hub, tiny_open_clip("ViT-B-32-quickgelu", "ViT-L-14-quickgelu"):
+        for repository, build in PAPER.values():
+            hub.add(repository, build)
+        yield hub

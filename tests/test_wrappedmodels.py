@@ -1,0 +1,519 @@
+"""Every encoder of the paper by its real name, on tiny random weights in an offline Hugging Face cache."""
+
+import http.server
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import offline_hub
+import pytest
+import torch
+from PIL import Image
+
+import wrappedmodels
+from wrappedmodels import REGISTRY, UserError, load
+
+PAPER = [(model, checkpoint) for model, row in REGISTRY.items() for checkpoint in row.checkpoints]
+NAFLEX = "google/siglip2-base-patch16-naflex"
+REGISTERS = "dinov2_vitb14_reg"
+OTHERS = [("SigLIP2Vision", NAFLEX), ("SiglipText", NAFLEX), ("DinoV2", REGISTERS)]
+EACH = [(model, row.checkpoint) for model, row in REGISTRY.items() if row.checkpoints] + OTHERS
+CAPTIONS = ["a dog", "A small red circle over the blue square", "the cat sits", "a cat"]
+
+
+def pictures():
+    """Four pictures of noise of different shapes."""
+    draw = np.random.default_rng(0)
+    shapes = [(40, 50, 3), (40, 80, 3), (90, 40, 3), (32, 32, 3)]
+    return [Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def batch(encoder, items=None):
+    items = items or (pictures() if encoder.modality == "image" else CAPTIONS)
+    return encoder.collate([encoder.preprocess(item) for item in items])
+
+
+def record(encoder, items=None, layers=None):
+    return encoder.activations(batch(encoder, items), encoder.resolve_layers(layers))
+
+
+def pooled(activations, layer=-1):
+    """Each sample's recorded token at a layer: what the SAE would see, [sample d_in]."""
+    tokens = list(activations.layers.values())[layer]
+    return torch.einsum("st,std->sd", activations.pool, tokens)
+
+
+def distance(ours, reference):
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub(tmp_path_factory):
+    """The paper's checkpoints, and three more that its rows promise."""
+    with offline_hub.paper(tmp_path_factory.mktemp("hub")) as hub:
+        hub.add(NAFLEX, offline_hub.siglip_naflex)
+        hub.add("facebook/dinov2-with-registers-base", offline_hub.dinov2, registers=4)
+        yield hub
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what is loaded
+
+LOADED = {  # the module that is run; the recorded token; mean and scale of its preprocessing's red channel
+    "ClipVision": ("open_clip.model.CLIP", "cls", 0.48, 0.27),
+    "ClipText": ("open_clip.model.CLIP", "end_of_text", 0, 0),
+    "SigLIP2Vision": ("transformers.models.siglip.modeling_siglip.SiglipVisionModel", "mean", 0.5, 0.5),
+    "SiglipText": ("transformers.models.siglip.modeling_siglip.SiglipTextModel", "last", 0, 0),
+    "ViT": ("transformers.models.vit.modeling_vit.ViTModel", "cls", 0.5, 0.5),
+    "DinoV2": ("transformers.models.dinov2.modeling_dinov2.Dinov2Model", "cls", 0.485, 0.229),
+    "Bert": ("transformers.models.bert.modeling_bert.BertModel", "cls", 0, 0),
+    "Deberta": ("transformers.models.deberta.modeling_deberta.DebertaModel", "cls", 0, 0),
+}
+OPENAI = dict(mean=0.48145466, std=0.26862954)  # of the tag, which a built-in name takes
+# "a dog" in the tiny vocabularies: start, words, end; CLIP's own vocabulary is the real one
+TOKENS = {"ClipText": [49406, 320, 1929, 49407], "Bert": [1, 5, 11, 2]}
+CONTEXT = {"ClipText": 77, "SiglipText": 64, "Bert": 64, "Deberta": 128}
+N_TOKENS = {"ClipText": 4, "SiglipText": 64, "Bert": 4, "Deberta": 7}
+
+
+def test_the_paper_compares_twenty_checkpoints_and_the_large_ones_are_the_defaults():
+    assert len(PAPER) == 20
+    assert sum(REGISTRY[model].modality == "image" for model, _ in PAPER) == 10
+    for model, row in REGISTRY.items():
+        if row.checkpoints:
+            assert row.checkpoint in row.checkpoints
+            assert any(large in row.checkpoint for large in ("ViT-L", "large", "vitl")), model
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), PAPER)
+def test_a_checkpoint_of_the_paper_loads_by_its_name(model, checkpoint):
+    encoder = load(model, checkpoint)
+    kind, token, mean, scale = LOADED[model]
+    assert f"{type(encoder.tower).__module__}.{type(encoder.tower).__qualname__}" == kind
+    assert (encoder.model, encoder.checkpoint, encoder.token) == (model, checkpoint, token)
+    assert encoder.modality == REGISTRY[model].modality
+    assert encoder.n_layers == 2
+    activations = record(encoder)
+    n_tokens = activations.mask.shape[1]
+    assert {layer: tuple(a.shape) for layer, a in activations.layers.items()} == {
+        0: (4, n_tokens, 32),
+        1: (4, n_tokens, 32),
+    }
+    torch.testing.assert_close(activations.pool.sum(1), torch.ones(4))
+    assert not activations.pool[~activations.mask].any()  # what is recorded is what was trained on
+    if encoder.modality == "image":
+        if checkpoint.startswith("ViT"):
+            mean, scale = OPENAI.values()
+        grey = encoder.preprocess(Image.new("RGB", (40, 50), (51, 102, 153)))["pixel_values"]
+        assert grey.shape == (3, 32, 32)
+        torch.testing.assert_close(grey[0], torch.full((32, 32), (0.2 - mean) / scale))
+        assert activations.mask.all()
+    else:
+        ids = batch(encoder, ["a dog"])["input_ids"][0].tolist()
+        assert len(ids) == N_TOKENS[model]
+        assert ids == TOKENS.get(model, ids)
+
+
+@pytest.mark.parametrize("model", LOADED)
+def test_a_local_folder_gives_the_same_as_the_hub(model, hub, tmp_path):
+    checkpoint = next(c for c in REGISTRY[model].checkpoints if not c.startswith("ViT"))
+    repository, build = offline_hub.PAPER[checkpoint]
+    shutil.copytree(hub.folder / f"models--{repository.replace('/', '--')}/snapshots", tmp_path / "here")
+    folder = str(tmp_path / "here" / offline_hub.COMMIT)
+    names = [folder] + ([f"local-dir:{folder}"] if build is offline_hub.clip else [])
+    expected = record(load(model, checkpoint)).layers[1]
+    for name in names:
+        assert torch.equal(record(load(model, name)).layers[1], expected)
+
+
+def test_clip_takes_openais_weights_a_tag_or_the_only_tag(hub):
+    import open_clip
+
+    assert wrappedmodels.open_clip_name("ViT-L/14-quickgelu")[1] == "openai"
+    assert wrappedmodels.open_clip_name("ViT-L-14-quickgelu")[:2] == ("ViT-L-14-quickgelu", "openai")
+    assert wrappedmodels.open_clip_name("ViT-B/32/laion2b_s34b_b79k")[:2] == ("ViT-B-32", "laion2b_s34b_b79k")
+    assert wrappedmodels.open_clip_name("ViT-B-32/laion2b_s34b_b79k")[2] == (
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    )
+    assert wrappedmodels.open_clip_name("nllb-clip-base")[1] == "v1"
+    with offline_hub.tiny_open_clip("ViT-B-32", quick_gelu=False):
+        encoder = load("ClipVision", "ViT-B/32")  # OpenAI's weights want quick GELU, whatever the name says
+    assert isinstance(encoder.blocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+def test_custom_text_clip_keeps_its_text_tower_apart(tmp_path):
+    offline_hub.clip(tmp_path, custom_text=True)
+    encoder = load("ClipText", str(tmp_path))
+    assert type(encoder.tower).__name__ == "CustomTextCLIP"
+    assert encoder.blocks is encoder.tower.text.transformer.resblocks
+    assert record(encoder).pool.argmax(1).tolist() == [3, 9, 4, 3]
+
+
+def test_half_precision_weights_are_run_in_single_precision(tmp_path):
+    from transformers import AutoModel
+
+    offline_hub.vit(tmp_path)
+    AutoModel.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    assert record(load("ViT", str(tmp_path))).layers[1].dtype == torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the recorded token
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_the_recorded_token_varies_over_the_inputs_in_every_layer(model, checkpoint):
+    activations = record(load(model, checkpoint))
+    for layer in activations.layers:
+        recorded = pooled(activations, layer)
+        apart = torch.cdist(recorded, recorded) + 1e9 * torch.eye(4)
+        assert apart.min() > 1e-3 * recorded.norm(dim=1).max()
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_neither_batch_mates_nor_padding_change_a_sample(model, checkpoint):
+    encoder = load(model, checkpoint)
+    together = record(encoder)
+    for row, item in enumerate(pictures() if encoder.modality == "image" else CAPTIONS):
+        alone = record(encoder, [item])
+        assert distance(pooled(alone)[0], pooled(together)[row]) < 2e-6
+        for layer in together.layers:
+            of_batch = together.layers[layer][row][together.mask[row]]
+            assert distance(alone.layers[layer][0][alone.mask[0]], of_batch) < 2e-6
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), [pair for pair in EACH if not pair[0].startswith("Clip")])
+def test_blocks_equal_the_hidden_states_that_transformers_returns(model, checkpoint):
+    encoder = load(model, checkpoint)
+    activations = record(encoder)
+    with torch.no_grad():
+        states = encoder.tower(**batch(encoder), output_hidden_states=True).hidden_states
+    for layer, tokens in activations.layers.items():
+        assert torch.equal(tokens, states[layer + 1])
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_clips_recorded_token_is_the_one_that_its_embeddings_are_made_of(tmp_path, custom):
+    """Projecting the last block's recorded token by hand gives what open_clip's own encoders return."""
+    import open_clip
+
+    offline_hub.clip(tmp_path, custom_text=custom)
+    whole = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    image, text = load("ClipVision", str(tmp_path)), load("ClipText", str(tmp_path))
+    tower = whole.text if custom else whole
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    with torch.no_grad():
+        seen = whole.visual.ln_post(pooled(record(image))) @ whole.visual.proj
+        read = tower.ln_final(pooled(record(text))) @ tower.text_projection
+        assert torch.equal(seen, whole.encode_image(batch(image)["pixel_values"]))
+        assert batch(text)["input_ids"].shape == (4, 10)  # cropped from 77
+        assert (read - whole.encode_text(tokenizer(CAPTIONS))).abs().max() < 2e-6
+
+
+def test_cropping_captions_changes_nothing():
+    encoder = load("ClipText", "ViT-B/32-quickgelu")
+    items = [encoder.preprocess(caption) for caption in CAPTIONS]
+    whole = encoder.activations({"input_ids": torch.stack([item["input_ids"] for item in items])}, [0, 1])
+    cropped = encoder.activations(encoder.collate(items), [0, 1])
+    assert (whole.mask.shape[1], cropped.mask.shape[1]) == (77, 10)
+    assert torch.equal(whole.mask[:, :10], cropped.mask)
+    assert not whole.mask[:, 10:].any()
+    for layer in (0, 1):
+        assert (whole.layers[layer][:, :10] - cropped.layers[layer]).abs().max() < 2e-6
+
+
+def test_the_originals_choice_is_the_same_for_every_caption_of_clip():
+    activations = record(load("ClipText", token="first"))
+    assert activations.pool[:, 0].tolist() == [1, 1, 1, 1]
+    for layer in activations.layers:
+        recorded = pooled(activations, layer)
+        assert torch.equal(recorded, recorded[:1].expand(4, -1))
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_first_and_mean_are_reachable_for_every_encoder(model, checkpoint):
+    first, mean = (load(model, checkpoint, token=token) for token in ("first", "mean"))
+    assert (first.token, mean.token) == ("first", "mean")
+    activations = record(first)
+    assert torch.equal(pooled(activations), activations.layers[1][:, 0])
+    activations = record(mean)
+    for row in range(4):
+        tokens = activations.layers[1][row][activations.mask[row]].double().mean(0)
+        assert distance(pooled(activations)[row].double(), tokens) < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the training mask
+
+
+def test_registers_are_no_tokens_of_the_picture():
+    activations = record(load("DinoV2", REGISTERS))
+    assert activations.mask.shape == (4, 21)
+    assert not activations.mask[:, 1:5].any()
+    assert activations.mask.sum(1).tolist() == [17] * 4
+    assert record(load("DinoV2", "dinov2_vitb14")).mask.sum(1).tolist() == [17] * 4
+
+
+def test_padding_is_masked_in_text():
+    assert record(load("Bert", "bert-base-uncased")).mask.sum(1).tolist() == [4, 10, 5, 4]
+    assert record(load("ClipText")).mask.sum(1).tolist() == [4, 10, 5, 4]
+
+
+def test_siglip_text_trains_on_its_words_and_on_the_last_token_that_it_records():
+    encoder = load("SiglipText")
+    activations = record(encoder)
+    # characters, spaces and the end of text, then position 63, which SigLIP pools
+    assert activations.mask.sum(1).tolist() == [len(caption) + 2 for caption in CAPTIONS]
+    assert activations.mask[:, 63].all()
+    assert activations.pool.argmax(1).tolist() == [63] * 4
+    assert list(batch(encoder)) == ["input_ids"]  # it was trained without an attention mask
+    assert torch.equal(batch(encoder, ["A Dog"])["input_ids"], batch(encoder, ["a dog"])["input_ids"])
+    long = batch(encoder, ["dog" * 100])["input_ids"][0]
+    assert (len(long), int(long[-1])) == (64, 1)  # cut, and still closed by the end of text
+
+
+def test_naflex_masks_the_patches_that_pad_a_picture():
+    activations = record(load("SigLIP2Vision", NAFLEX))
+    patches = [4 * 5, 3 * 6, 6 * 3, 4 * 4]  # the largest grids of 8-pixel patches within 20
+    assert activations.mask.sum(1).tolist() == patches
+    torch.testing.assert_close(activations.pool.max(1).values, 1 / torch.tensor(patches))
+
+
+def test_captions_beyond_the_context_are_cut_and_empty_ones_are_read():
+    for model in ("ClipText", "SiglipText", "Bert", "Deberta"):
+        encoder = load(model)
+        activations = record(encoder, ["red circle " * 1000, "", "猫は座る 🐈"])
+        assert (
+            activations.mask.shape[1] == {"ClipText": 77, "SiglipText": 64, "Bert": 64, "Deberta": 128}[model]
+        )
+        assert torch.isfinite(activations.layers[1]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the wrapper
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_an_encoder_is_frozen_and_evaluated_and_loading_it_draws_nothing(model, checkpoint):
+    before = torch.get_rng_state()
+    encoder = load(model, checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module.training for module in encoder.tower.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.tower.parameters())
+    assert not record(encoder).layers[1].requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_random_weights_are_drawn_from_their_seed(model, checkpoint):
+    before = torch.get_rng_state()
+    one, again, two = (load(model, checkpoint, random_weights=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    trained = load(model, checkpoint)
+    ours, shapes = one.tower.state_dict(), {k: v.shape for k, v in trained.tower.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in ours.items()} == shapes
+    outputs = [record(encoder).layers[1] for encoder in (one, again, two, trained)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert distance(outputs[0], outputs[2]) > 0.01
+    assert distance(outputs[0], outputs[3]) > 0.01
+    assert torch.equal(batch(one)[next(iter(batch(one)))], batch(trained)[next(iter(batch(trained)))])
+
+
+def hooks(encoder):
+    return sum(len(module._forward_hooks) for module in encoder.tower.modules())
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_hooks_are_gone_afterwards_also_after_an_exception(model, checkpoint):
+    encoder = load(model, checkpoint)
+    record(encoder)
+    assert hooks(encoder) == 0
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
+        encoder.activations({"nonsense": torch.zeros(1)}, [0, 1])
+    assert hooks(encoder) == 0
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_nothing_behind_the_last_wanted_block_is_computed(model, checkpoint):
+    encoder = load(model, checkpoint)
+    expected = record(encoder).layers[0]
+    encoder.blocks[1].forward = None  # calling it would raise
+    activations = record(encoder, layers=[-2])
+    assert list(activations.layers) == [0]
+    assert torch.equal(activations.layers[0], expected)
+
+
+def test_layers_are_counted_from_either_end():
+    encoder = load("Bert")
+    assert encoder.resolve_layers(None) == [0, 1]
+    assert encoder.resolve_layers([-1]) == [1]
+    assert encoder.resolve_layers([-1, 1, 0]) == [0, 1]
+    with pytest.raises(UserError, match=r"layer 2 .* has 2 blocks, --layers takes 0 to 1 or -1 to -2"):
+        encoder.resolve_layers([2])
+    with pytest.raises(UserError, match="layer -3"):
+        encoder.resolve_layers([-3])
+
+
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_workers_may_be_started_afresh(model, checkpoint):
+    """A DataLoader that spawns its workers pickles what prepares an item."""
+    encoder = load(model, checkpoint)
+    preprocess, collate = pickle.loads(pickle.dumps((encoder.preprocess, encoder.collate)))
+    items = pictures() if encoder.modality == "image" else CAPTIONS
+    ours, theirs = batch(encoder), collate([preprocess(item) for item in items])
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("model", ["ClipVision", "SigLIP2Vision", "ViT", "DinoV2"])
+def test_pictures_of_every_mode_are_read_as_rgb(model):
+    encoder = load(model)
+    colour = pictures()[0]
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        picture = colour.convert(mode)
+        as_rgb = encoder.preprocess(picture.convert("RGB"))["pixel_values"]
+        assert as_rgb.shape == (3, 32, 32)
+        assert torch.equal(encoder.preprocess(picture)["pixel_values"], as_rgb)
+
+
+def test_blocks_can_be_named_by_hand():
+    encoder = load("ViT", blocks="layers")
+    assert encoder.n_layers == 2
+    with pytest.raises(UserError, match=r"no blocks at 'encoder.layer'; choose of layers"):
+        load("ViT", blocks="encoder.layer")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# mistakes
+
+
+def complaint(*arguments, **options):
+    """The one line of the mistake that loading makes, and the seconds that it took."""
+    start = time.perf_counter()
+    with pytest.raises(UserError) as caught:
+        load(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message, time.perf_counter() - start
+
+
+def test_unknown_words_name_the_choices():
+    assert complaint("Clip")[0].startswith(
+        "unknown model 'Clip'; --model takes one of ClipVision, ClipText, Sig"
+    )
+    assert complaint("Bert", token="last")[0] == "unknown token 'last'; --token takes own, first or mean"
+
+
+def test_unknown_open_clip_names_say_what_to_type():
+    message, _ = complaint("ClipVision", "ViT-L/15-quickgelu")
+    assert message.startswith("open_clip has no model 'ViT-L/15-quickgelu'; nearest: ViT-L-14-quickgelu, ")
+    assert message.endswith("or write hf-hub:OWNER/NAME, local-dir:FOLDER or MODEL/TAG")
+    assert complaint("ClipText", "ViT-H-14")[0].startswith(
+        "'ViT-H-14' does not say which weights to take; choose one of ViT-H-14/laion2b_s32b_b79k, "
+    )
+    assert "choose one of ViT-B-32/openai, " in complaint("ClipText", "ViT-B-32/laion")[0]
+    assert complaint("ClipText", "local-dir:nowhere")[0] == (
+        "there is no folder 'nowhere'; write local-dir:FOLDER of an open_clip model"
+    )
+
+
+def test_another_familys_checkpoint_names_the_row_that_takes_it():
+    assert complaint("ViT", "bert-base-uncased")[0] == (
+        "'bert-base-uncased' is a 'bert' model, not vit; use --model Bert"
+    )
+    assert complaint("Bert", "google/siglip2-base-patch16-224")[0].endswith(
+        "use --model SigLIP2Vision or --model SiglipText"
+    )
+
+
+def test_a_name_that_is_not_cached_says_how_to_fetch_it():
+    message, seconds = complaint("ViT", "google/vit-huge-patch14-224-in21k")
+    assert message == (
+        "'google/vit-huge-patch14-224-in21k' is not in the Hugging Face cache and HF_HUB_OFFLINE is set; "
+        "fetch it where there is a network with `hf download google/vit-huge-patch14-224-in21k`"
+    )
+    assert seconds < 5
+    assert "did you mean bert-base-uncased?" in complaint("Bert", "bert-base-uncasd")[0]
+    assert "`hf download timm/vit_base_patch16_clip_224.openai`" in complaint("ClipText", "ViT-B/16")[0]
+    assert "`hf download laion/nowhere`" in complaint("ClipVision", "hf-hub:laion/nowhere")[0]
+
+
+class NotFound(http.server.BaseHTTPRequestHandler):
+    """The hub's answer for a repository that it has not."""
+
+    def do_HEAD(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_hub_that_does_not_answer_or_does_not_know_the_name_is_asked_once():
+    from huggingface_hub import constants
+
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    with (
+        mock.patch.object(constants, "HF_HUB_OFFLINE", False),
+        http.server.HTTPServer(("127.0.0.1", 0), NotFound) as server,
+    ):
+        address = f"http://127.0.0.1:{server.server_port}"
+        with mock.patch.object(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + template):
+            for model, name in (("ViT", "google/vit-huge"), ("ClipText", "hf-hub:google/vit-huge")):
+                message, seconds = complaint(model, name)
+                assert "not in the Hugging Face cache and the hub does not answer (" in message
+                assert message.endswith("with `hf download google/vit-huge`")
+                assert seconds < 5
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with mock.patch.object(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template):
+            message, _ = complaint("ViT", "google/vit-base-patch16-22")
+        server.shutdown()
+    assert message == (
+        "'google/vit-base-patch16-22' is neither a folder nor a model that the Hugging Face hub shows you; "
+        "did you mean google/vit-base-patch16-224? for a private or gated one run `hf auth login`"
+    )
+
+
+def test_an_incomplete_checkpoint_is_refused_and_never_filled_with_random_weights(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    offline_hub.bert(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "layer.1.output.dense" not in key}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    assert "lacks 2 weights of its blocks, " in complaint("Bert", str(tmp_path))[0]
+    (tmp_path / "model.safetensors").unlink()
+    assert "cannot be loaded" in complaint("Bert", str(tmp_path))[0]
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    offline_hub.clip(folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    assert "cannot be loaded: Required pretrained weights" in complaint("ClipVision", str(folder))[0]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the script
+
+
+def test_importing_the_registry_is_light():
+    """--help of the train scripts lists the encoders: it must not wait for torch."""
+    code = (
+        "import sys, wrappedmodels; print(*{'torch', 'transformers', 'open_clip', 'timm'} & {*sys.modules})"
+    )
+    root = Path(wrappedmodels.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_table_has_a_line_for_every_row(capsys):
+    wrappedmodels.main([])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["--model", *REGISTRY]
+    for line, row in zip(printed[1:], REGISTRY.values(), strict=True):
+        assert all(cell in line for cell in (row.modality, row.checkpoint, row.blocks, row.token, row.note))
