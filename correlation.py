@@ -1,0 +1,532 @@
+"""Pearson correlation between the features of two runs, and the scores made of it (arXiv 2507.18512).
+
+Pearson is a function of sums (n, Σx, Σx², Σy, Σy², Σxy), which add up over chunks of rows, shards and hosts.
+Two ways to get them, chosen by cost: TopK codes are sparse, so one compiled loop takes a source feature at a
+time, adds the target codes of its rows into a row of products that stays in the cache, and keeps only the
+maxima; dense codes go through matrix products of blocks of rows, on a GPU where there is one.
+
+All sums are float64, so a correlation is within 1e-6 also where a mean is a hundred times its spread.
+"""
+
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, no_type_check
+
+import numba
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+DENSE_ROWS, DENSE_FEATURES = 2048, 1024  # rows and source features of one matrix product
+GEMM_ADVANTAGE = 20  # its multiply-adds in the time of one of the sparse loop, on 2 cores
+CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
+WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
+
+# --------------------------------------------------------------------------------------- one side of a pair
+
+
+class ColumnSums(NamedTuple):
+    """Sums over rows of each feature, float64 [feature], and `n`, the rows' total weight; chunks add up.
+
+    `low` and `high` tell a constant feature exactly, which no difference of rounded sums does.
+    """
+
+    n: float
+    total: np.ndarray
+    square: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def __add__(self, other: "ColumnSums") -> "ColumnSums":
+        return ColumnSums(
+            self.n + other.n,
+            self.total + other.total,
+            self.square + other.square,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / max(self.n, np.finfo(float).tiny)
+
+    @property
+    def inverse_sd(self) -> np.ndarray:
+        """1 / standard deviation (population), and 0 for a constant feature: it correlates with nothing."""
+        variance = self.square / max(self.n, np.finfo(float).tiny) - self.mean**2
+        varies = (self.high > self.low) & (variance > 0)
+        return np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
+
+
+class Codes:
+    """The feature activations of one layer of one run, held the way the engine reads them.
+
+    `matrix` is scipy sparse or a numpy array, float [row, feature]. The sums and the
+    transposed copy are made when first asked for and kept: one `Codes` serves all pairs of its layer.
+    """
+
+    def __init__(self, matrix: Any):
+        if scipy.sparse.issparse(matrix):
+            matrix = scipy.sparse.csr_array(matrix, dtype=np.float32)
+            matrix.sum_duplicates()
+        else:
+            matrix = np.ascontiguousarray(matrix)
+        self.matrix = matrix
+        self.n_rows, self.n_features = matrix.shape
+
+    def take(self, rows: Int[np.ndarray, " chosen"] | slice | None) -> "Codes":
+        """The chosen rows, in that order and as often as they are named (a bootstrap names some twice)."""
+        return self if rows is None else Codes(self.matrix[rows])
+
+    @functools.cached_property
+    def stored(self) -> int:
+        """Entries that the sparse loop visits."""
+        return self.matrix.nnz if self.is_sparse else int(np.count_nonzero(self.matrix))
+
+    @property
+    def is_sparse(self) -> bool:
+        return scipy.sparse.issparse(self.matrix)
+
+    @functools.cached_property
+    def by_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CSR: starts of the rows, features (16 bit where they fit: less to fetch), activations."""
+        csr = self.matrix if self.is_sparse else scipy.sparse.csr_array(self.matrix)
+        index = np.uint16 if self.n_features <= 1 << 16 else np.uint32
+        return csr.indptr.astype(np.int64), csr.indices.astype(index), csr.data.astype(np.float32, copy=False)
+
+    @functools.cached_property
+    def by_feature(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CSC: starts of the features, rows, activations."""
+        csc = scipy.sparse.csc_array(self.matrix)
+        return (
+            csc.indptr.astype(np.int64),
+            csc.indices.astype(np.uint32),
+            csc.data.astype(np.float32, copy=False),
+        )
+
+    @functools.cached_property
+    def _plain_sums(self) -> ColumnSums:
+        return _column_sums(self, WEIGHTLESS)
+
+    def sums(self, weights: Float[np.ndarray, " row"] | None = None) -> ColumnSums:
+        """The features' sums over rows; rows of weight 0 are as if they were not there."""
+        sums = self._plain_sums if weights is None else _column_sums(self, weights)
+        if not np.isfinite(sums.total).all():
+            raise ValueError("activations hold NaN or infinity")
+        return sums
+
+
+def as_codes(matrix: Any) -> Codes:
+    return matrix if isinstance(matrix, Codes) else Codes(matrix)
+
+
+def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums:
+    weights = np.asarray(weights, np.float64)
+    if not codes.is_sparse:
+        return _dense_column_sums(codes.matrix, weights)
+    n_rows = np.count_nonzero(weights > 0) if weights.size else codes.n_rows
+    sums = [np.zeros(codes.n_features) for _ in range(3)]
+    low, high = np.full(codes.n_features, np.inf), np.full(codes.n_features, -np.inf)
+    _add_columns(codes.by_row, weights, *sums, low, high)
+    total, square, stored = sums
+    gaps = stored < n_rows  # where a row holds no entry, the activation is 0
+    low[gaps], high[gaps] = np.minimum(low[gaps], 0), np.maximum(high[gaps], 0)
+    return ColumnSums(float(weights.sum() if weights.size else codes.n_rows), total, square, low, high)
+
+
+def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
+    weights = weights if weights.size else np.ones(len(matrix))
+    width = matrix.shape[1]
+    sums = ColumnSums(0.0, np.zeros(width), np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf))
+    for start in range(0, len(matrix), DENSE_ROWS):
+        chunk = matrix[start : start + DENSE_ROWS].astype(np.float64)
+        weight = weights[start : start + DENSE_ROWS]
+        low, high = (f(chunk[weight > 0], axis=0, initial=s * np.inf) for f, s in ((np.min, 1), (np.max, -1)))
+        sums += ColumnSums(float(weight.sum()), weight @ chunk, weight @ chunk**2, low, high)
+    return sums
+
+
+# ------------------------------------------------------------------------------------------ compiled loops
+
+
+@intrinsic
+@no_type_check
+def _prefetch(context, array, index):
+    """Ask for array[index] ahead of its use: the target's rows lie scattered, and waiting is costly."""
+
+    def generate(context, builder, signature, arguments):
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], view, [arguments[1]])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(word, hint) for hint in (0, 3, 1)]  # for reading, into every cache level, data
+        builder.call(function, [builder.bitcast(pointer, byte), *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _add_columns(by_row, weights, total, square, stored, low, high):
+    starts, features, values = by_row
+    for row in range(starts.size - 1):
+        weight = weights[row] if weights.size else 1.0
+        if weight > 0:
+            for entry in range(starts[row], starts[row + 1]):
+                feature, value = features[entry], np.float64(values[entry])
+                total[feature] += weight * value
+                square[feature] += weight * value * value
+                stored[feature] += 1
+                low[feature] = min(low[feature], value)
+                high[feature] = max(high[feature], value)
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _add_products(feature, by_feature, partner, weights, by_row, products):
+    """products[j] += Σ over the rows n of one source feature: weight_n x_n y_{partner(n), j}."""
+    source_starts, source_rows, source_values = by_feature
+    starts, features, values = by_row
+    last = source_starts[feature + 1] - 1
+    for entry in range(source_starts[feature], last + 1):
+        ahead = source_rows[min(entry + 6, last)]
+        soon = starts[partner[ahead] if partner.size else ahead]
+        if soon < values.size:
+            _prefetch(features, soon)
+            _prefetch(values, soon)
+            _prefetch(values, min(soon + 16, values.size - 1))
+        row = source_rows[entry]
+        value = np.float64(source_values[entry])
+        if weights.size:
+            value *= weights[row]
+        row = partner[row] if partner.size else row
+        for other in range(starts[row], starts[row + 1]):
+            products[features[other]] += value * values[other]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})
+@no_type_check
+def _keep_maxima(feature, products, n, source, target, best, match, back, back_match):
+    """Turn one source feature's products into correlations, and keep its maximum and the targets' maxima."""
+    mean, inverse_sd = source[0][feature] * n, source[1][feature] / n
+    for j in range(products.size):
+        products[j] = (products[j] - mean * target[0][j]) * target[1][j] * inverse_sd
+    highest = -2.0
+    for j in range(products.size):
+        highest = max(highest, products[j])
+    best[feature] = highest
+    for j in range(products.size):
+        if products[j] == highest:
+            match[feature] = j
+            break
+    for j in range(products.size):
+        if products[j] > back[j]:
+            back[j], back_match[j] = products[j], feature
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _fused_maxima(
+    first, last, by_feature, partner, weights, by_row, n, source, target, best, match, back, back_match
+):
+    products = np.empty(target[0].size)
+    for feature in range(first, last):
+        products[:] = 0
+        if source[1][feature] > 0:
+            _add_products(feature, by_feature, partner, weights, by_row, products)
+        _keep_maxima(feature, products, n, source, target, best, match, back, back_match)
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _fused_products(first, last, offset, by_feature, weights, by_row, products):
+    for feature in range(first, last):
+        _add_products(feature, by_feature, np.empty(0, np.int64), weights, by_row, products[feature - offset])
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _block_maxima(first, last, products, n, source, target, best, match, back, back_match):
+    for feature in range(first, last):
+        _keep_maxima(feature, products[feature].copy(), n, source, target, best, match, back, back_match)
+
+
+def threads() -> int:
+    """Threads to use: the process's cores, at most NUMBA_NUM_THREADS and OMP_NUM_THREADS."""
+    return min(numba.config.NUMBA_NUM_THREADS, int(os.environ.get("OMP_NUM_THREADS") or 1 << 16))
+
+
+def _in_parallel(make_worker, ranges: list[tuple[int, int]]):
+    """Call `worker(first, last)` on every range, a worker a thread; ranges go out in ascending order."""
+    waiting, lock = iter(ranges), threading.Lock()
+
+    def run(_):
+        worker = make_worker()
+        while True:
+            with lock:
+                span = next(waiting, None)
+            if span is None:
+                return
+            worker(*span)
+
+    count = threads()
+    if count == 1:
+        run(0)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(run, range(count)))
+
+
+def _ranges(costs: np.ndarray, first: int = 0) -> list[tuple[int, int]]:
+    """Consecutive ranges of features of about equal cost, some for each thread."""
+    reached = np.cumsum(costs + max(costs.sum() / max(costs.size, 1), 1) / 8)
+    cuts = np.searchsorted(
+        reached, np.linspace(0, reached[-1] if reached.size else 0, 16 * threads() + 1)[1:-1]
+    )
+    edges = np.unique(np.concatenate([[0], cuts, [costs.size]])) + first
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- maxima
+
+
+class Maxima(NamedTuple):
+    """For each feature of one side, its best partner on the other.
+
+    `rho` float64 [feature]: the highest Pearson correlation, below 0 where every one is; `match` int64
+    [feature]: who has it, the first of several. Features that never vary correlate 0 with everything.
+    """
+
+    rho: np.ndarray
+    match: np.ndarray
+
+    @staticmethod
+    def none(n_features: int) -> "Maxima":
+        return Maxima(np.full(n_features, -2.0), np.zeros(n_features, np.int64))
+
+    def merge(self, other: "Maxima"):
+        """Take over what is higher in `other`, or as high with an earlier partner; in place."""
+        better = (other.rho > self.rho) | ((other.rho == self.rho) & (other.match < self.match))
+        self.rho[better], self.match[better] = other.rho[better], other.match[better]
+
+
+def max_correlations(
+    source: Any,
+    target: Any,
+    *,
+    rows: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    permutation: np.ndarray | None = None,
+) -> tuple[Maxima, Maxima]:
+    """The maxima of the source's features over the target's, and the other way round, in one go.
+
+    `source` and `target` are Codes, scipy sparse or numpy [row, feature] with the same rows. `rows` chooses
+    rows of both (indices, repeats allowed). Then `weights` [row] counts each row so often, and `permutation`
+    [row] pairs the source's row n with the target's row permutation[n]; the weight belongs to the pair.
+    """
+    source, target = as_codes(source).take(rows), as_codes(target).take(rows)
+    _check_rows(source, target, weights, permutation)
+    if _prefers_gemm(source, target):
+        sums = Sums.of(source, target.take(permutation), weights)
+        return sums.maxima()
+    source_sums = source.sums(weights)
+    partner = np.empty(0, np.int64) if permutation is None else np.asarray(permutation, np.int64)
+    target_sums = target.sums(_unpermuted(weights, permutation))
+    sides = [(side.mean, side.inverse_sd) for side in (source_sums, target_sums)]
+    weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
+    fixed = (source.by_feature, partner, weights, target.by_row, source_sums.n or 1.0, *sides)
+    return _maxima_of(_fused_maxima, fixed, np.diff(source.by_feature[0]), target.n_features)
+
+
+def max_correlation(source: Any, target: Any, **choices: Any) -> Maxima:
+    """`rho_i(source->target) = max_j r_ij` (DESIGN 2); the choices are those of `max_correlations`."""
+    return max_correlations(source, target, **choices)[0]
+
+
+def correlation_matrix(source: Any, target: Any, **choices: Any) -> Float[np.ndarray, "source target"]:
+    """All of r_ij, where it fits: 302 MB for 6,144 x 6,144. The choices are those of `max_correlations`."""
+    rows, permutation = choices.pop("rows", None), choices.pop("permutation", None)
+    source, target = as_codes(source).take(rows), as_codes(target).take(rows)
+    _check_rows(source, target, choices.get("weights"), permutation)
+    return Sums.of(source, target.take(permutation), **choices).correlations()
+
+
+def _unpermuted(weights, permutation):
+    """The pairs' weights in the order of the target's own rows."""
+    if weights is None or permutation is None:
+        return weights
+    own = np.zeros(len(weights))
+    np.add.at(own, permutation, weights)
+    return own
+
+
+def _check_rows(source: Codes, target: Codes, weights, permutation):
+    lengths = {source.n_rows, target.n_rows, *(len(a) for a in (weights, permutation) if a is not None)}
+    if len(lengths) != 1:
+        raise ValueError(f"the two sides, weights and permutation differ in rows: {sorted(lengths)}")
+
+
+def _prefers_gemm(source: Codes, target: Codes) -> bool:
+    """Whether a matrix product is cheaper than visiting every pair of stored entries of a row."""
+    dense = source.n_rows * source.n_features * target.n_features
+    pairs = source.stored * target.stored / max(source.n_rows, 1)
+    return pairs * (CUDA_ADVANTAGE if cuda() else GEMM_ADVANTAGE) > dense
+
+
+@functools.cache
+def cuda() -> Any:
+    """torch where a CUDA device can be used, else None; torch is not imported where there is no driver."""
+    if not os.path.exists("/dev/nvidia0"):
+        return None
+    import torch
+
+    return torch if torch.cuda.is_available() else None
+
+
+# --------------------------------------------------------------------------------- sums over chunks of rows
+
+
+class Sums:
+    """The sums of one pair of layers over the rows seen so far; they add up over chunks, shards and hosts.
+
+    Memory does not depend on the rows: 8 bytes a pair of features. `features` keeps only that slice of the
+    source's, so that a pair of any width runs in slices. `products` float64 [source, target] holds Σxy.
+    """
+
+    def __init__(self, n_source: int, n_target: int, features: slice = slice(None)):
+        self.first, self.last, _ = features.indices(n_source)
+        self.products = np.zeros((self.last - self.first, n_target))
+        self.source = self.target = None
+
+    @classmethod
+    def of(
+        cls, source: Any, target: Any, weights: np.ndarray | None = None, features: slice = slice(None)
+    ) -> "Sums":
+        """The sums over all rows of two matrices."""
+        source, target = as_codes(source), as_codes(target)
+        sums = cls(source.n_features, target.n_features, features)
+        sums.add(source, target, weights)
+        return sums
+
+    def add(self, source: Any, target: Any, weights: np.ndarray | None = None):
+        """Add a chunk of rows, with all features of both sides (also where a slice is kept)."""
+        source, target = as_codes(source), as_codes(target)
+        _check_rows(source, target, weights, None)
+        own = _slice_of(source.sums(weights), slice(self.first, self.last))
+        other = target.sums(weights)
+        self.source = own if self.source is None else self.source + own
+        self.target = other if self.target is None else self.target + other
+        weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
+        if _prefers_gemm(source, target):
+            whole = len(self.products) == source.n_features
+            self._add_dense(
+                source.matrix if whole else source.matrix[:, self.first : self.last], target.matrix, weights
+            )
+        else:
+            self._add_sparse(source, target, weights)
+
+    def _add_sparse(self, source: Codes, target: Codes, weights: np.ndarray):
+        fixed = (self.first, source.by_feature, weights, target.by_row, self.products)
+        costs = np.diff(source.by_feature[0])[self.first : self.last]
+        _in_parallel(
+            lambda: lambda first, last: _fused_products(first, last, *fixed), _ranges(costs, self.first)
+        )
+
+    def _add_dense(self, source: Any, target: Any, weights: np.ndarray):
+        for start in range(0, source.shape[0], DENSE_ROWS):
+            rows = slice(start, start + DENSE_ROWS)
+            x, y = _dense(source[rows]), _dense(target[rows])
+            x = x * weights[rows, None] if weights.size else x
+            for first in range(0, x.shape[1], DENSE_FEATURES):
+                block = slice(first, first + DENSE_FEATURES)
+                self.products[block] += _product(x[:, block], y)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        both = Sums(self.last, self.products.shape[1], slice(self.first, self.last))
+        both.products = self.products + other.products
+        both.source, both.target = self.source + other.source, self.target + other.target
+        return both
+
+    def correlations(self) -> Float[np.ndarray, "source target"]:
+        """r_ij of the kept source features with every target feature."""
+        r = self.products / (self.source.n or 1.0)
+        for row, mean, inverse_sd in zip(r, self.source.mean, self.source.inverse_sd, strict=True):
+            row -= mean * self.target.mean
+            row *= inverse_sd * self.target.inverse_sd
+        return r
+
+    def maxima(self) -> tuple[Maxima, Maxima]:
+        """The maxima of both sides; the target's are over the kept source features, by their own numbers."""
+        kept, width = self.products.shape
+        sides = [(side.mean, side.inverse_sd) for side in (self.source, self.target)]
+        fixed = (self.products, self.source.n or 1.0, *sides)
+        forward, backward = _maxima_of(_block_maxima, fixed, np.ones(kept), width)
+        return forward, Maxima(backward.rho, backward.match + self.first)
+
+
+def _maxima_of(loop: Any, fixed: tuple, costs: np.ndarray, n_target: int) -> tuple[Maxima, Maxima]:
+    """Run a compiled loop over all source features; each thread keeps its own maxima of the target's."""
+    forward, backward, own = Maxima.none(len(costs)), Maxima.none(n_target), []
+
+    def make_worker():
+        own.append(Maxima.none(n_target))
+        back = own[-1]
+        return lambda first, last: loop(first, last, *fixed, *forward, *back)
+
+    _in_parallel(make_worker, _ranges(costs))
+    for back in own:
+        backward.merge(back)
+    return forward, backward
+
+
+def _slice_of(sums: ColumnSums, features: slice) -> ColumnSums:
+    return ColumnSums(sums.n, *(column[features] for column in sums[1:]))
+
+
+def _dense(chunk: Any) -> np.ndarray:
+    """Rows as float64: a float32 product would err by 5e-6 where many rows hold the same pair of values."""
+    return (chunk.toarray() if scipy.sparse.issparse(chunk) else chunk).astype(np.float64)
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x^T y [source, target]."""
+    torch = cuda()
+    if torch is None:
+        return x.T @ y
+    return (torch.from_numpy(x).cuda().T @ torch.from_numpy(y).cuda()).cpu().numpy()
+
+
+# -------------------------------------------------------------------------------------------------- scores
+
+
+def wmppc(rho: Float[np.ndarray, " feature"], total: Float[np.ndarray, " feature"]) -> float:
+    """Σ S_i rho_i / Σ S_i, with `total` = S, the features' summed activations; NaN where none ever fired."""
+    return float(total @ rho / total.sum()) if total.sum() > 0 else float("nan")
+
+
+def mppc(rho: Float[np.ndarray, " feature"], total: Float[np.ndarray, " feature"]) -> float:
+    """The plain mean of rho over live features (Wang et al., arXiv 2410.06672); NaN where none is live."""
+    return float(rho[total > 0].mean()) if (total > 0).any() else float("nan")
+
+
+def over_layers(scores: Float[np.ndarray, " layer"], features: Int[np.ndarray, " layer"]) -> float:
+    """The layers' mean score, weighted by their feature counts; a layer with no live feature has no score."""
+    scored = ~np.isnan(scores)
+    return float(np.average(scores[scored], weights=features[scored])) if scored.any() else float("nan")
+
+
+def sharedness(
+    rho_G: Float[np.ndarray, "min_group feature"],
+    rho_H: Float[np.ndarray, "max_group feature"],
+    total: Float[np.ndarray, " feature"],
+) -> Float[np.ndarray, " feature"]:
+    """Comparative Sharedness: S_i (min over G of rho_i² - max over H of rho_i²), a negative rho being 0."""
+    shared, elsewhere = (np.maximum(rho, 0) ** 2 for rho in (rho_G, rho_H))
+    return total * (shared.min(axis=0) - elsewhere.max(axis=0))

@@ -1,0 +1,263 @@
+"""Pearson and the scores against numpy float64, and against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import correlation
+from correlation import Codes, Sums, correlation_matrix, max_correlation, max_correlations
+
+
+def oracle(x, y, weights=None):
+    """Pearson as in DESIGN 2, in float64: centred, population moments, 0 where a column is constant."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    weights = np.ones(len(x)) if weights is None else weights
+    weights = weights / weights.sum()
+    seen = weights > 0
+    constant = [(side[seen] == side[seen][0]).all(0) for side in (x, y)]
+    x, y = x - weights @ x, y - weights @ y
+    sd_x, sd_y = (np.where(c, np.inf, np.sqrt(weights @ s**2)) for s, c in zip((x, y), constant, strict=True))
+    return (x * weights[:, None]).T @ y / sd_x[:, None] / sd_y
+
+
+def topk(rng, n_rows, n_features, k, shift=0.0):
+    """Codes with k entries a row whose features' frequencies follow a power law; dense float32."""
+    rank = np.log(np.arange(1, n_features + 1)) + shift * rng.standard_normal(n_features)
+    chosen = np.argsort(rank + rng.gumbel(size=(n_rows, n_features)), axis=1)[:, :k]
+    codes = np.zeros((n_rows, n_features), np.float32)
+    np.put_along_axis(codes, chosen, rng.exponential(size=(n_rows, k)).astype(np.float32) + 0.1, axis=1)
+    return codes
+
+
+def data(name):
+    """A pair of arrays of a kind, float32 [700, 40] and [700, 30], with one signal in common."""
+    rng = np.random.default_rng(7)
+    x, y = topk(rng, 700, 40, 4), topk(rng, 700, 30, 5)
+    common = rng.random((700, 1)) < 0.2
+    y[:, :10] += (common | (x[:, :10] > 0)).astype(np.float32)
+    if name == "dense":
+        x, y = x + rng.random(x.shape, np.float32), y + rng.random(y.shape, np.float32)
+    if name == "large_mean":
+        x, y = (100 * side.std(axis=0) + side for side in (x, y))
+    if name == "two_values":  # rounding errors of a float32 product all point the same way here
+        x, y = 0.7 + 0.1 * (x > 0), 0.3 + 0.1 * (y > 0)
+    if name == "constant_and_empty":
+        x[:, 0], x[:, 1], y[:, 3], y[:, 4] = 0.1, 0, 0, 1 / 3
+    if name == "single_row":
+        x, y = x[:1], y[:1]
+    if name == "no_rows":
+        x, y = x[:0], y[:0]
+    if name == "one_active_row":
+        x[:, 2], y[:, 5] = 0, 0
+        x[11, 2], y[11, 5] = 3, 4
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+KINDS = ["sparse", "dense", "large_mean", "two_values", "constant_and_empty", "single_row", "one_active_row"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", ["sparse", "dense", "mixed"])
+def test_pearson_is_that_of_float64(kind, held):
+    x, y = data(kind)
+    expected = oracle(x, y)
+    source = x if held == "dense" else scipy.sparse.csr_array(x)
+    target = scipy.sparse.csr_array(y) if held == "sparse" else y
+    np.testing.assert_allclose(correlation_matrix(source, target), expected, atol=1e-6)
+    forward, backward = max_correlations(source, target)
+    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
+    picked = np.arange(len(forward.match))
+    np.testing.assert_allclose(expected[picked, forward.match], expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(
+        expected[backward.match, np.arange(len(backward.match))], expected.max(0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_engines_give_the_same(kind, gemm, monkeypatch):
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    x, y = (scipy.sparse.csr_array(side) for side in data(kind))
+    expected = oracle(x.toarray(), y.toarray())
+    np.testing.assert_allclose(max_correlation(x, y).rho, expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(correlation_matrix(x, y), expected, atol=1e-6)
+
+
+def test_a_matrix_product_is_chosen_for_dense_data_and_the_sparse_loop_for_topk():
+    rng = np.random.default_rng(0)
+    codes, dense = Codes(scipy.sparse.csr_array(topk(rng, 300, 600, 8))), Codes(rng.random((300, 600)))
+    assert correlation._prefers_gemm(dense, dense)
+    assert not correlation._prefers_gemm(codes, codes)
+
+
+def test_features_never_active_together_have_a_negative_maximum():
+    x = np.array([[1], [1], [0], [0], [0]], np.float32)
+    y = np.array([[0, 0], [0, 0], [1, 0], [0, 2], [1, 2]], np.float32)
+    found = max_correlation(scipy.sparse.csr_array(x), scipy.sparse.csr_array(y))
+    np.testing.assert_allclose(
+        found.rho, [-2 / 3], atol=1e-12
+    )  # cov -4/25, variances 6/25 and 6/25 (times 2²)
+    assert found.match.tolist() == [0]
+
+
+def test_the_first_of_equal_partners_matches():
+    x = scipy.sparse.csr_array(np.array([[1.0], [0], [0]]))
+    y = scipy.sparse.csr_array(np.array([[0.0, 1, 2], [1, 0, 0], [0, 0, 0]]))
+    forward, backward = max_correlations(x, y)
+    assert forward.match.tolist() == [1]
+    assert backward.match.tolist() == [0, 0, 0]
+
+
+def test_nan_is_refused():
+    x = scipy.sparse.csr_array(np.array([[1.0], [np.nan]]))
+    with pytest.raises(ValueError, match="NaN"):
+        max_correlation(x, x)
+
+
+def test_sides_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="rows"):
+        max_correlation(np.ones((3, 2)), np.ones((4, 2)))
+
+
+# -------------------------------------------------------------- subsets, weights, permutations of rows
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+def test_rows_weights_and_a_permutation(gemm, monkeypatch):
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    x, y = data("sparse")
+    rng = np.random.default_rng(3)
+    rows = rng.integers(0, 700, 400)  # some twice, as a bootstrap has them
+    weights = rng.integers(0, 3, 400) * rng.random(400)
+    permutation = rng.permutation(400)
+    expected = oracle(x[rows], y[rows][permutation], weights)
+    chosen = {"rows": rows, "weights": weights, "permutation": permutation}
+    sides = scipy.sparse.csr_array(x), scipy.sparse.csr_array(y)
+    forward, backward = max_correlations(*sides, **chosen)
+    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
+    np.testing.assert_allclose(correlation_matrix(*sides, **chosen), expected, atol=1e-6)
+
+
+def test_weights_are_repeats_and_zero_weight_is_absence():
+    x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
+    counts = np.random.default_rng(0).integers(0, 3, 700)
+    repeated = np.repeat(np.arange(700), counts)
+    weighted = correlation_matrix(x, y, weights=counts.astype(float))
+    np.testing.assert_allclose(weighted, correlation_matrix(x, y, rows=repeated), atol=1e-12)
+
+
+def test_a_feature_constant_on_the_rows_that_count_correlates_with_nothing():
+    x = np.array([[1.0], [1], [5]])
+    y = np.array([[1.0], [2], [5]])
+    weights = np.array([1.0, 1, 0])
+    assert correlation_matrix(x, y, weights=weights) == 0
+    assert correlation_matrix(scipy.sparse.csr_array(x), y, weights=weights) == 0
+
+
+# --------------------------------------------------------------------------------------- invariances
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+@pytest.mark.parametrize("step", [1, 13, 256, 700])
+def test_sums_over_chunks_and_shards_are_those_of_the_whole(step, gemm, monkeypatch):
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    x, y = (scipy.sparse.csr_array(side) for side in data("large_mean"))
+    whole = correlation_matrix(x, y)
+    chunks, shards = Sums(40, 30), [Sums(40, 30), Sums(40, 30)]
+    for start in range(0, 700, step):
+        for sums in (chunks, shards[start >= 350]):
+            sums.add(x[start : start + step], y[start : start + step])
+    np.testing.assert_allclose(chunks.correlations(), whole, atol=1e-9)
+    if step < 350:
+        np.testing.assert_allclose((shards[0] + shards[1]).correlations(), whole, atol=1e-9)
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+def test_slices_of_the_source_make_up_the_whole(gemm, monkeypatch):
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
+    forward, backward = max_correlations(x, y)
+    parts = [Sums.of(x, y, features=slice(first, first + 16)).maxima() for first in range(0, 40, 16)]
+    np.testing.assert_allclose(np.concatenate([part[0].rho for part in parts]), forward.rho, atol=1e-12)
+    merged = parts[0][1]
+    for part in parts[1:]:
+        merged.merge(part[1])
+    np.testing.assert_allclose(merged.rho, backward.rho, atol=1e-12)
+    assert merged.match.tolist() == backward.match.tolist()
+
+
+def test_row_order_column_order_and_positive_scale_do_not_matter():
+    x, y = data("sparse")
+    rng = np.random.default_rng(5)
+    rho = max_correlation(scipy.sparse.csr_array(x), scipy.sparse.csr_array(y)).rho
+    rows, columns = rng.permutation(700), rng.permutation(30)
+    moved = max_correlation(scipy.sparse.csr_array(x[rows]), scipy.sparse.csr_array(y[rows][:, columns])).rho
+    np.testing.assert_allclose(moved, rho, atol=1e-12)
+    scaled = x * rng.uniform(0.01, 100, 40), y * rng.uniform(0.01, 100, 30)
+    np.testing.assert_allclose(max_correlation(*map(scipy.sparse.csr_array, scaled)).rho, rho, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_number_of_threads_changes_nothing(count, monkeypatch):
+    x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
+    monkeypatch.setattr(correlation, "threads", lambda: 1)
+    expected = max_correlations(x, y)
+    monkeypatch.setattr(correlation, "threads", lambda: count)
+    for found, one in zip(max_correlations(x, y), expected, strict=True):
+        assert found.rho.tolist() == one.rho.tolist()
+        assert found.match.tolist() == one.match.tolist()
+
+
+def test_more_features_than_16_bits_count():
+    y = scipy.sparse.csr_array(([1.0, 2.0], ([0, 2], [70_000, 3])), shape=(4, 70_001))
+    x = scipy.sparse.csr_array(np.array([[1.0], [0], [0], [0]]))
+    found = max_correlation(x, y)
+    assert found.match.tolist() == [70_000]
+    np.testing.assert_allclose(found.rho, [1.0])
+
+
+def test_recorded_rarely_and_hugely_the_sums_keep_1e_6():
+    """One activation of 1e4 on top of 1e-4 everywhere: what a float32 sum would forget."""
+    rng = np.random.default_rng(1)
+    x = (1e-4 * rng.random((50_000, 2))).astype(np.float32)
+    x[17] = 1e4
+    y = np.repeat(x[:, :1], 2, axis=1)
+    np.testing.assert_allclose(correlation_matrix(scipy.sparse.csr_array(x), y), oracle(x, y), atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same():
+    assert correlation.cuda() is not None
+    x, y = data("dense")
+    np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- scores
+
+
+def test_wmppc_and_mppc_by_hand():
+    rho, total = np.array([0.5, 1.0, -0.25, 0.0]), np.array([2.0, 1.0, 4.0, 0.0])
+    assert correlation.wmppc(rho, total) == pytest.approx((1.0 + 1.0 - 1.0) / 7)
+    assert correlation.mppc(rho, total) == pytest.approx(1.25 / 3)  # the fourth is not live
+
+
+def test_a_layer_without_live_features_has_no_score_and_no_say():
+    dead = np.zeros(3)
+    assert np.isnan(correlation.wmppc(dead, dead))
+    assert np.isnan(correlation.mppc(dead, dead))
+    assert correlation.over_layers(np.array([0.5, np.nan, 0.2]), np.array([1, 50, 2])) == pytest.approx(0.3)
+
+
+def test_layers_weigh_by_their_features():
+    assert correlation.over_layers(np.array([0.6, 0.3]), np.array([100, 200])) == pytest.approx(0.4)
+
+
+def test_sharedness_by_hand():
+    """Two models in G, whose worse counts, and two in H, whose better counts; a negative rho is none."""
+    rho_G = np.array([[0.9, 0.5, -0.8], [0.7, 0.6, 0.9]])
+    rho_H = np.array([[0.1, -0.9, 0.2], [0.3, -0.2, 0.4]])
+    total = np.array([10.0, 2.0, 3.0])
+    expected = [10 * (0.49 - 0.09), 2 * (0.25 - 0.0), 3 * (0.0 - 0.16)]
+    np.testing.assert_allclose(correlation.sharedness(rho_G, rho_H, total), expected)
