@@ -203,6 +203,21 @@ DECODERS = {"image": decode, "audio": decode_sound}
 # ----------------------------------------------------------------------------------------- opening a data set
 
 
+class Opened(NamedTuple):
+    """What an opening function hands back.
+
+    The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of
+    containers that are damaged, and what besides ids and dates of files tells one version from another.
+    """
+
+    name: str
+    samples: list[Sample]
+    read: Callable[[Any], Any]
+    data_root: str | None
+    damaged: Sequence[dict[str, str]] = ()
+    version: str = ""
+
+
 def open_pairs(
     dataset: str,
     data_root: str | None = None,
@@ -220,45 +235,31 @@ def open_pairs(
     earlier scan, does the same without looking. `options` are those of the data set's opening function below.
     Errors: an unknown data set, an option that it does not take, nothing found, no rows, an id twice.
     """
-    kind, location = _checked(dataset, limit, caption)
+    kind, location = _checked(dataset, data_root, limit, caption)
     options = {name: value for name, value in options.items() if value is not None}
     _require_known(kind, options)
     opened = OPENERS[kind](location or data_root, **options)
-    if kind == "hf" and data_root is not None:
-        raise UserError(f"--data_root {data_root!r} means nothing to hf:NAME, where NAME may be a folder")
-    skipping = skip_unreadable or unreadable is not None
-    if opened.damaged and not skipping:
-        raise UserError(
-            "{path}: {why}; repair it, or go on without it by --skip_unreadable".format(**opened.damaged[0])
-        )
     _require_unique(opened.samples)
+    source = {"dataset": dataset, "data_root": opened.data_root, "limit": limit, "caption": caption} | options
     samples = opened.samples[:limit]
-    if unreadable is None:
-        unreadable = (
-            list(opened.damaged) + _scan(opened, samples)
-            if skip_unreadable
-            else _require_files(opened, samples)
-        )
-    left_out = {item["id"] for item in unreadable}
-    samples = [sample for sample in samples if sample.id not in left_out]
+    if skip_unreadable or unreadable is not None:
+        source["unreadable"] = unreadable = _unreadable(opened, samples) if unreadable is None else unreadable
+    else:
+        _require_present(opened, samples)
+    samples = _chosen(samples, unreadable or [], caption)
     if not samples:
-        raise UserError(
-            f"data set {dataset!r} at {opened.data_root} holds no pairs of a readable file and a caption"
-        )
-    if caption == "first":
-        samples = [sample._replace(captions=sample.captions[:1]) for sample in samples]
-    source = dict(
-        dataset=dataset, data_root=data_root if location else opened.data_root, limit=limit, caption=caption
-    )
-    source |= options | ({"unreadable": unreadable} if skipping else {})
-    return Pairs(opened.name, samples, opened.read, source, unreadable)
+        raise UserError(f"data set {dataset!r} at {opened.data_root} holds no readable file with a caption")
+    return Pairs(opened.name, samples, opened.read, source, unreadable or [])
 
 
-def _checked(dataset: str, limit: int | None, caption: str) -> tuple[str, str]:
+def _checked(dataset: str, data_root: str | None, limit: int | None, caption: str) -> tuple[str, str]:
+    """The data set's kind and, of hf:NAME, the name."""
     kind, _, location = dataset.partition(":")
     if kind not in OPENERS or bool(location) != (kind == "hf"):
         names = ", ".join(name if name != "hf" else "hf:NAME" for name in OPENERS)
         raise UserError(f"--dataset {dataset!r} is unknown; the data sets are: {names}")
+    if kind in ("demo", "hf") and data_root is not None:
+        raise UserError(f"--data_root {data_root!r} means nothing to data set {dataset!r}; leave it out")
     if caption not in ("first", "all"):
         raise UserError(f"--caption {caption!r} is unknown; type first or all")
     if limit is not None and limit < 1:
@@ -283,19 +284,26 @@ def _require_unique(samples: list[Sample]):
             )
 
 
-class Opened(NamedTuple):
-    """What an opening function hands back.
+def _require_present(opened: Opened, samples: list[Sample]):
+    """Refuse damaged containers and files that do not exist before anything is trained."""
+    for item in opened.damaged:
+        raise UserError(
+            f"{item['path']}: {item['why']}; repair it, or go on without the rest by --skip_unreadable"
+        )
+    for row, sample in enumerate(samples if opened.read is _file_bytes else ()):
+        if not os.path.isfile(sample.place):
+            raise UserError(
+                f"row {row} (id {sample.id!r}): {sample.place} does not exist; put it there, or leave out "
+                "what is unreadable with --skip_unreadable"
+            )
 
-    The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of
-    containers that are damaged, and what besides ids and dates of files tells one version from another.
-    """
 
-    name: str
-    samples: list[Sample]
-    read: Callable[[Any], Any]
-    data_root: str | None
-    damaged: Sequence[dict[str, str]] = ()
-    version: str = ""
+def _chosen(samples: list[Sample], unreadable: list[dict[str, str]], caption: str) -> list[Sample]:
+    left_out = {item["id"] for item in unreadable}
+    samples = [sample for sample in samples if sample.id not in left_out]
+    if caption == "first":
+        samples = [sample._replace(captions=sample.captions[:1]) for sample in samples]
+    return samples
 
 
 def _say(message: str):
@@ -306,41 +314,35 @@ def _file_bytes(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def _require_files(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
-    """Refuse files that do not exist before anything is trained; nothing is left out."""
-    for row, sample in enumerate(samples if opened.read is _file_bytes else ()):
-        if not os.path.isfile(sample.place):
-            raise UserError(
-                f"row {row} (id {sample.id!r}): {sample.place} does not exist; put it there, or leave out "
-                "what is unreadable with --skip_unreadable"
-            )
-    return []
-
-
 # ------------------------------------------------------------------------------------------- unreadable items
 
 
-def _scan(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
-    """Decode every item once; the {"id", "path", "why"} of those that fail, in row order.
+def _unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
+    """The {"id", "path", "why"} of damaged containers and of items that fail to decode, in row order.
 
     The outcome is kept in the user's cache under a key made of ids, sizes and dates, so that the text run
     leaves out what the image run did, and twenty encoders do not scan the same pictures twenty times.
     """
     path = _cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = _scan(opened.read, samples)
+        _keep(path, found)
+    return [*opened.damaged, *found]
+
+
+def _scan(read: Callable[[Any], Any], samples: list[Sample]) -> list[dict[str, str]]:
     from tqdm import tqdm
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside Python's lock
-        reasons = pool.map(functools.partial(_why_unreadable, opened.read), samples, chunksize=1)
+        reasons = pool.map(functools.partial(_why_unreadable, read), samples)
         reasons = list(tqdm(reasons, "looking for unreadable items", len(samples), unit="item"))
-    found = [
+    return [
         {"id": sample.id, "path": sample.file, "why": why}
         for sample, why in zip(samples, reasons, strict=True)
         if why
     ]
-    _keep(path, found)
-    return found
 
 
 def _why_unreadable(read: Callable[[Any], Any], sample: Sample) -> str | None:
@@ -388,8 +390,6 @@ def open_demo(location: str | None) -> Opened:
     """The scenes drawn in code by demo/scenes.py: 10,000 pairs that no demo encoder was trained on."""
     from demo import scenes
 
-    if location is not None:
-        raise UserError(f"--data_root {location!r} means nothing to data set 'demo', which is drawn in code")
     names = [f"scene{row:05d}" for row in range(scenes.N_DEMO)]
     samples = [Sample(name, name, list(scenes.captions(row)), row) for row, name in enumerate(names)]
     return Opened("demo", samples, _demo_picture, None)

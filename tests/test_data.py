@@ -155,8 +155,8 @@ assert not {'torch', 'datasets', 'pycocotools', 'soundfile', 'tqdm'} & set(sys.m
         ('{"file": "b.png", "caption": 3}', r"captions\.jsonl:1: needs"),
         ("nonsense", r"captions\.jsonl:1: not a JSON object"),
         ('{"file": "/b.png", "caption": "x"}', r"captions\.jsonl:1: '/b\.png' is not relative"),
-        ("", "holds no pairs of a readable file and a caption"),
-        ("\n\n", "holds no pairs of a readable file and a caption"),
+        ("", "holds no readable file with a caption"),
+        ("\n\n", "holds no readable file with a caption"),
     ],
 )
 def test_a_broken_listing_is_named(folder, listing, message):
@@ -179,6 +179,8 @@ def test_mistakes_in_the_arguments_name_the_valid_ones(folder):
         open_pairs("folder", str(folder), limit=0)
     with pytest.raises(UserError, match="--caption 'best' is unknown; type first or all"):
         open_pairs("folder", str(folder), caption="best")
+    with pytest.raises(UserError, match="--data_root 'here' means nothing to data set 'demo'; leave it out"):
+        open_pairs("demo", "here")
     with pytest.raises(UserError, match="needs --data_root DIR"):
         open_pairs("folder")
     with pytest.raises(
@@ -299,7 +301,7 @@ def test_a_missing_file_is_left_out_too_and_nothing_left_is_an_error(folder):
     pairs = open_pairs("folder", str(folder), skip_unreadable=True)
     assert pairs.ids == ["deep/a.png"]
     assert "No such file" in pairs.unreadable[0]["why"]
-    with pytest.raises(UserError, match="holds no pairs of a readable file and a caption"):
+    with pytest.raises(UserError, match="holds no readable file with a caption"):
         open_pairs("folder", str(folder), limit=1, skip_unreadable=True)
 
 
