@@ -229,7 +229,8 @@ def test_recorded_rarely_and_hugely_the_sums_keep_1e_6():
 
 @pytest.mark.gpu
 def test_cuda_gives_the_same():
-    assert correlation.cuda() is not None
+    if correlation.cuda() is None:
+        pytest.skip("needs a CUDA device")
     x, y = data("dense")
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-6)
 

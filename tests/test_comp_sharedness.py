@@ -1,0 +1,117 @@
+"""comp_sharedness.py on runs whose Delta was worked out by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import make_run
+
+import comp_sharedness
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+EVENTS = np.eye(4)[[0, 0, 1, 1, 2, 2, 3, 3]]  # four features, each on two of eight rows
+HALF = np.array([1.0, 0, 0, 0, 0, 0, 0, 0])  # one of feature 0's two rows: r = 3/sqrt(21)
+R = 3 / np.sqrt(21)
+
+
+def five_runs(layer="layer0"):
+    """M has four events; G1 and G2 have 0 and 1 (G2 half of 0), H1 has 1, H2 has 2; M has 3 too."""
+    scale = np.array([1.0, 2.0, 3.0, 1.0])
+    make_run("M", {layer: EVENTS * scale})
+    make_run("G1", {layer: EVENTS[:, [0, 1, 3]] * 5})
+    make_run("G2", {layer: np.stack([HALF, EVENTS[:, 1], EVENTS[:, 2]], axis=1)})
+    make_run("H1", {layer: EVENTS[:, [1, 2]]})
+    make_run("H2", {layer: EVENTS[:, [2, 2]] * 0.5})
+
+
+ARGUMENTS = ["--source", "M", "--min_group", "G1", "G2", "--max_group", "H1", "H2"]
+# rho is 1 where a run has the event, R where it has half of it, and else negative, so 0 when squared
+TOTAL = {0: 2, 1: 4, 2: 6, 3: 2}
+DELTA = {0: 2 * R**2, 1: 4 * (1 - 1), 2: 6 * (0 - 1), 3: 2 * (0 - 0)}
+
+
+def test_delta_by_hand():
+    five_runs()
+    found = comp_sharedness.main(ARGUMENTS)
+    assert found.feature[[0, -1]].tolist() == [0, 2]
+    np.testing.assert_allclose(found.delta, [DELTA[i] for i in found.feature], atol=1e-12)
+    np.testing.assert_allclose(found.total, [TOTAL[i] for i in found.feature])
+    np.testing.assert_allclose(found.rho["G2"][0], R, atol=1e-12)
+    np.testing.assert_allclose(found.rho["H1"][0], -1 / 3, atol=1e-12)
+
+
+def test_every_member_of_a_group_counts():
+    """With G2 left out, feature 3 is in all of G and in none of H; with H1 left out, so is feature 1."""
+    five_runs()
+    found = comp_sharedness.main(["--source", "M", "--min_group", "G1", "--max_group", "H2"])
+    assert dict(zip(found.feature.tolist(), found.delta.round(9).tolist(), strict=True)) == {
+        0: 2,
+        1: 4,
+        3: 2,
+        2: -6,
+    }
+
+
+def test_one_percent_is_printed_unless_told(capsys):
+    rng = np.random.default_rng(0)
+    make_run("M", {"layer0": rng.random((50, 300)) * (rng.random((50, 300)) < 0.1)})
+    make_run("G", {"layer0": rng.random((50, 20))})
+    arguments = ["--source", "M", "--min_group", "G", "--max_group", "M"]
+    found = comp_sharedness.main(arguments)
+    rows = capsys.readouterr().out.splitlines()
+    start = next(i for i, row in enumerate(rows) if row.split()[:1] == ["feature"])
+    assert rows[start].split() == ["feature", "Delta", "S", "rho", "G", "rho", "M"]
+    assert [int(row.split()[0]) for row in rows[start + 1 :]] == found.feature[:3].tolist()
+    comp_sharedness.main([*arguments, "--top", "7"])
+    assert len(capsys.readouterr().out.splitlines()) == start + 1 + 7
+
+
+def test_csv_and_json_hold_every_feature():
+    five_runs()
+    found = comp_sharedness.main([*ARGUMENTS, "--csv", "delta.csv", "--json", "delta.json"])
+    rows = list(csv.DictReader(Path("delta.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["feature", "Delta", "S", "rho G1", "rho G2", "rho H1", "rho H2"]
+    assert [int(row["feature"]) for row in rows] == found.feature.tolist()
+    assert [float(row["Delta"]) for row in rows] == found.delta.tolist()
+    document = json.loads(Path("delta.json").read_text())
+    assert document["delta"] == found.delta.tolist()
+    assert document["rho"]["G2"] == found.rho["G2"].tolist()
+    assert (document["min_group"], document["max_group"]) == (["G1", "G2"], ["H1", "H2"])
+
+
+def test_the_layer_is_the_last_unless_told():
+    five_runs()
+    make_run("two", {"layer0": EVENTS, "layer1": EVENTS[:, ::-1]})
+    arguments = ["--source", "two", "--min_group", "G1", "--max_group", "H2"]
+    assert comp_sharedness.main(arguments).layer == "layer1"
+    found = comp_sharedness.main([*arguments, "--layer", "0"])
+    assert found.layer == "layer0"
+    assert found.feature[-1] == 2  # H2's event, in layer0's numbering
+
+
+def complaint(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        comp_sharedness.main(argv)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_end_in_one_line(capsys):
+    five_runs()
+    make_run("other", {"layer0": EVENTS}, ids=list("abcdefgh"), dataset_name="elsewhere")
+    line = complaint(capsys, ["--source", "M", "--min_group", "G1", "--max_group", "other"])
+    assert all(part in line for part in ("'M'", "'other'", "handmade", "elsewhere"))
+    assert "'nobody'" in complaint(capsys, ["--source", "M", "--min_group", "nobody", "--max_group", "H1"])
+    assert "no layer 7" in complaint(capsys, [*ARGUMENTS, "--layer", "7"])
+    assert "--max_group" in complaint(capsys, ["--source", "M", "--min_group", "G1"])
+    assert "nowhere" in complaint(capsys, [*ARGUMENTS, "--csv", "nowhere/delta.csv"])
+    assert "--top" in complaint(capsys, [*ARGUMENTS, "--top", "0"])
