@@ -11,7 +11,6 @@ Each has 3 blocks of width 96 and sees a picture as 16 patches of 8 x 8 pixels. 
 not those of the evaluation pairs.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -23,9 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from tqdm import tqdm
 
+from commandline import Parser, positive
 from demo import scenes
 
 ENCODERS = Path(__file__).parent / "encoders"
@@ -54,12 +55,13 @@ RECIPES = {
 
 def main(argv=None) -> dict[str, dict[str, float]]:
     """Train, save and probe the encoders asked for; returns the table that it prints."""
-    parser = argparse.ArgumentParser(prog="demo.train_encoders", description=__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0])
+    parser.prog = "python -m demo.train_encoders"
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="encoders to train")
     parser.add_argument("--out", type=Path, default=ENCODERS, help="folder to write the encoders into")
-    parser.add_argument("--steps", type=int, help="steps of training, in place of each encoder's own")
+    parser.add_argument("--steps", type=positive, help="steps of training, in place of each encoder's own")
     parser.add_argument("--probe", action="store_true", help="only probe the folders as they are")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1, help="threads of torch")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     seconds = {} if arguments.probe else train(arguments.only, arguments.out, arguments.steps)
@@ -92,16 +94,16 @@ class Training:
         self.shapes = torch.tensor([_shapes(row, seed) for row in range(n_scenes)])
         self.captions = [scenes.captions(row, seed) for row in range(n_scenes)]
 
-    def pick(self, batch: int) -> torch.Tensor:
+    def pick(self, batch: int) -> Int[torch.Tensor, " batch"]:
         """Indices of a random batch."""
         return torch.randint(len(self.pixels), (batch,))
 
-    def images(self, index: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures, [batch, 3, 32, 32]."""
+    def images(self, index: Int[torch.Tensor, " batch"]) -> Float[torch.Tensor, "batch 3 32 32"]:
+        """Normalised pictures."""
         return (self.pixels[index].permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
-    def tokens(self, index: torch.Tensor, tokenizer) -> torch.Tensor:
-        """One caption of each picture as token ids padded with 0, [batch, token]."""
+    def tokens(self, index: Int[torch.Tensor, " batch"], tokenizer) -> Int[torch.Tensor, "batch token"]:
+        """One of the captions of each picture as token ids padded with 0."""
         texts = [self.captions[row][torch.randint(5, ()).item()] for row in index.tolist()]
         return tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
 
@@ -254,7 +256,7 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, bottleneck))
         self.prototypes = nn.Parameter(torch.randn(n_prototypes, bottleneck))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "n width"]) -> Float[torch.Tensor, "n prototype"]:
         return F.normalize(self.layers(x), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
@@ -265,12 +267,12 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.head = model, ProjectionHead()
 
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
+    def forward(self, views: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n prototype"]:
         return self.head(self.model(views).last_hidden_state[:, 0])
 
 
 def train_dino(data: Training, recipe: Recipe, folder: Path):
-    """Match the teacher's code of one wide view from the other wide view and from two narrow ones."""
+    """Match, from one view of a picture, the code that the teacher gives another view of it."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     sizes = _sizes()
@@ -282,14 +284,12 @@ def train_dino(data: Training, recipe: Recipe, folder: Path):
 
     def loss_of_batch() -> torch.Tensor:
         images = data.images(data.pick(recipe.batch))
-        wide = torch.cat([view(images, 0.8, 1.0, 32), view(images, 0.8, 1.0, 32)])
-        narrow = torch.cat([view(images, 0.6, 0.8, 24), view(images, 0.6, 0.8, 24)])
-        seen = teacher(wide)
+        views = torch.cat([view(images), view(images)])
+        seen = teacher(views)
         target = ((seen - center) / 0.04).softmax(-1).chunk(2)
         center.mul_(0.9).add_(0.1 * seen.mean(0))
-        guesses = (torch.cat([student(wide), student(narrow)]) / 0.1).log_softmax(-1).chunk(4)
-        pairs = [(t, g) for t in range(2) for g in range(4) if t != g]
-        return sum(-(target[t] * guesses[g]).sum(-1).mean() for t, g in pairs) / len(pairs)
+        guess = (student(views) / 0.1).log_softmax(-1).chunk(2)
+        return -((target[0] * guess[1]).sum(-1).mean() + (target[1] * guess[0]).sum(-1).mean()) / 2
 
     def follow(done: float):
         keep = 1 - 0.01 * (0.5 + 0.5 * math.cos(math.pi * done))
@@ -306,18 +306,19 @@ def train_dino(data: Training, recipe: Recipe, folder: Path):
     ).save_pretrained(folder)
 
 
-def view(images: torch.Tensor, smallest: float, largest: float, side: int) -> torch.Tensor:
-    """A random crop of each picture, between these fractions of its side, mirrored or not, tinted anew.
+def view(images: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n 3 h w"]:
+    """A random crop of each picture in full size, mirrored or not, tinted anew.
 
-    Without the tint a view would be known by its background alone. [n, 3, 32, 32] -> [n, 3, side, side].
+    A crop keeps most of the things, and the new tint hides the background's: views that could be matched by
+    their ground alone would teach nothing of what stands on it.
     """
     n = len(images)
-    scale = smallest + (largest - smallest) * torch.rand(n)
+    scale = 0.8 + 0.2 * torch.rand(n)
     mirror = torch.randint(2, (n,)) * 2 - 1
     move = (torch.rand(n, 2) * 2 - 1) * (1 - scale)[:, None]
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirror, scale, move
-    grid = F.affine_grid(theta, [n, 3, side, side], align_corners=False)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     crop = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     gain, lift = 1 + 0.2 * (torch.rand(n, 3, 1, 1) * 2 - 1), 0.3 * (torch.rand(n, 3, 1, 1) * 2 - 1)
     return crop * gain + lift
@@ -387,15 +388,17 @@ def load_clip(folder: Path):
 
 
 @torch.no_grad()
-def embeddings(folder: Path, rows) -> tuple[np.ndarray, np.ndarray]:
-    """CLIP's joint embeddings of the pictures and of the first captions, each [row, 96], of unit length."""
+def embeddings(folder: Path, rows) -> tuple[Float[np.ndarray, "row width"], Float[np.ndarray, "row width"]]:
+    """CLIP's joint embeddings of the pictures and of the first captions, of unit length."""
     model, transform, tokenizer = load_clip(folder)
     image = model.encode_image(torch.stack([transform(scenes.picture(row)) for row in rows]), normalize=True)
     text = model.encode_text(tokenizer([scenes.captions(row)[0] for row in rows]), normalize=True)
     return image.numpy(), text.numpy()
 
 
-def retrieval(image: np.ndarray, text: np.ndarray, within: int = 5) -> float:
+def retrieval(
+    image: Float[np.ndarray, "row width"], text: Float[np.ndarray, "row width"], within: int = 5
+) -> float:
     """The share of rows whose partner is among the nearest `within`, the mean of both directions."""
     near = image @ text.T
     own = np.diag(near)
@@ -403,8 +406,8 @@ def retrieval(image: np.ndarray, text: np.ndarray, within: int = 5) -> float:
 
 
 @torch.no_grad()
-def first_token(name: str, folder: Path, rows) -> np.ndarray:
-    """The last block's output at token 0 of each row's picture (or first caption, for bert), [row, 96]."""
+def first_token(name: str, folder: Path, rows) -> Float[np.ndarray, "row width"]:
+    """The last block's output at token 0 of each row's picture (or first caption, for bert)."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     if name == "clip":
@@ -422,15 +425,15 @@ def first_token(name: str, folder: Path, rows) -> np.ndarray:
 
 
 @torch.no_grad()
-def end_of_text(folder: Path, rows) -> np.ndarray:
-    """The last block's output at the end of each row's first caption, [row, 96]."""
+def end_of_text(folder: Path, rows) -> Float[np.ndarray, "row width"]:
+    """The last block's output at the end of each row's first caption."""
     model, _, tokenizer = load_clip(folder)
     ids = tokenizer([scenes.captions(row)[0] for row in rows])
     hidden = last_block(model.transformer.resblocks, lambda: model.encode_text(ids))
     return hidden[torch.arange(len(ids)), ids.argmax(-1)].numpy()
 
 
-def last_block(blocks: nn.ModuleList, forward) -> torch.Tensor:
+def last_block(blocks: nn.ModuleList, forward) -> Float[torch.Tensor, "row token width"]:
     """What the last of `blocks` puts out while `forward` runs."""
     kept = []
     handle = blocks[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
@@ -441,7 +444,7 @@ def last_block(blocks: nn.ModuleList, forward) -> torch.Tensor:
     return kept[0]
 
 
-def probe_groups(hidden: np.ndarray, rows) -> dict[str, float]:
+def probe_groups(hidden: Float[np.ndarray, "row width"], rows) -> dict[str, float]:
     """The mean AUC of linear probes over the factors of each group, on rows that they were not fitted on."""
     planted = [scenes.factors(row) for row in rows]
     names = list(planted[0])
@@ -453,15 +456,19 @@ def probe_groups(hidden: np.ndarray, rows) -> dict[str, float]:
     }
 
 
-def ridge(hidden: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Scores of the test rows, [row, factor], by least squares on the other rows with a slight ridge."""
+def ridge(
+    hidden: Float[np.ndarray, "row width"], truth: Bool[np.ndarray, "row factor"]
+) -> Float[np.ndarray, "test factor"]:
+    """Scores of the test rows, by least squares on the rows before them with a slight ridge."""
     x = (hidden - hidden.mean(0)) / (hidden.std(0) + 1e-6)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
     fitted, y = x[:PROBE_FIT], truth[:PROBE_FIT].astype(np.float64)
     return x[PROBE_FIT:] @ np.linalg.solve(fitted.T @ fitted + np.eye(x.shape[1]), fitted.T @ y)
 
 
-def auc(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def auc(
+    score: Float[np.ndarray, "row factor"], truth: Bool[np.ndarray, "row factor"]
+) -> Float[np.ndarray, " factor"]:
     """The area under each column's ROC curve: how often a true row outranks a false one."""
     rank = score.argsort(0).argsort(0) + 1
     true = truth.sum(0)

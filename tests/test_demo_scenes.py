@@ -10,7 +10,7 @@ import pytest
 from demo import scenes
 
 ENCODERS = Path(__file__).parent.parent / "demo" / "encoders"
-ROWS = range(4_000)
+ROWS = range(3_000)
 PICTURES = "2dda9bc3f0a123e9dfcfc7c1c23ee30fabdc91ed65aad0a07df0e86d4b122661"  # sha256, rows 0-199
 CAPTIONS = "3cab86bd86fc45851eb05c2b637be885da2713abe67e883273746c505f5b65e6"
 
@@ -118,7 +118,7 @@ def meant(words_said: list[str], table: dict) -> set[str]:
 
 @pytest.mark.parametrize("caption", range(5))
 def test_captions_are_true(caption):
-    for row in range(400):
+    for row in range(200):
         text, things = scenes.captions(row)[caption], scenes.scene(row).things
         said, factors = words(text), scenes.factors(row, caption)
         assert meant(said, scenes.SHAPES) == {thing.shape for thing in things}
@@ -134,7 +134,7 @@ def test_captions_are_true(caption):
 
 def test_the_thing_named_first_stands_where_the_caption_says():
     checked = 0
-    for row in range(400):
+    for row in range(200):
         for number, text in enumerate(scenes.captions(row)):
             factors = scenes.factors(row, number)
             relation = [name for name in scenes.RELATIONS if factors[f"relation={name}"]]
@@ -145,7 +145,7 @@ def test_the_thing_named_first_stands_where_the_caption_says():
             first, second = (where(part, scenes.scene(row).things) for part in (first, second))
             assert stands(first, relation[0], second)
             checked += 1
-    assert checked > 500
+    assert checked > 250
 
 
 def where(part: str, things) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ def stands(first, relation: str, second) -> bool:
 
 
 def test_the_vocabulary_is_exactly_what_captions_say():
-    said = {word for row in ROWS for caption in scenes.captions(row) for word in words(caption)}
+    said = {word for row in range(1_000) for caption in scenes.captions(row) for word in words(caption)}
     assert said == {*scenes.WORDS, *scenes.PUNCTUATION}
     assert len(scenes.WORDS) == 49
 
@@ -223,5 +223,5 @@ def test_retrieval_by_hand(train_encoders):
 
 
 def test_auc_by_hand(train_encoders):
-    score, truth = np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]])
+    score, truth = np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]], dtype=bool)
     assert train_encoders.auc(score, truth) == pytest.approx([0.75])
