@@ -1,4 +1,4 @@
-"""The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093): code, loss, training step, and its two files.
+"""The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093): code, loss, training step, files.
 
 For one token x, with every decoder row of unit norm:
 
@@ -9,27 +9,35 @@ For one token x, with every decoder row of unit norm:
 import json
 import os
 from argparse import ArgumentTypeError as UserError
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
+import numba
+import numpy as np
 import safetensors.torch
 import torch
+import torch.distributed
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import nn
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
+BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 
 
 class Step(NamedTuple):
-    """What one training step tells, all of it left on the device: reading a number is the caller's host sync."""
+    """What one training step tells, left on the device: reading a number is the caller's host sync.
 
-    loss: Float[torch.Tensor, ""]  # the number that was differentiated
-    squared_error: Float[torch.Tensor, ""]  # sum of |x - xhat|^2 over this process's tokens
-    fired: Int[
-        torch.Tensor, " d_sae"
-    ]  # the number of this process's tokens on which each latent was above zero
+    Among several processes each holds its own share, and the sum over processes is the whole.
+    """
+
+    loss: Float[torch.Tensor, ""]  # the number that is differentiated
+    squared_error: Float[torch.Tensor, ""]  # sum of |x - xhat|^2 over the tokens
+    fired: Int[torch.Tensor, " d_sae"]  # on how many of the tokens each latent was above zero
 
 
 class TopKSAE(nn.Module):
@@ -38,7 +46,7 @@ class TopKSAE(nn.Module):
     def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
         super().__init__()
         if not 1 <= k <= d_sae:
-            raise UserError(f"k = {k} active latents of d_sae = {d_sae}: give a --top_k from 1 to {d_sae}")
+            raise UserError(f"{k} active latents of d_sae = {d_sae}: give a --top_k from 1 to {d_sae}")
         self.d_in, self.d_sae, self.k = d_in, d_sae, k
         rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
         rows /= rows.norm(dim=1, keepdim=True)
@@ -55,13 +63,12 @@ class TopKSAE(nn.Module):
     def encode_topk(
         self, x: Float[torch.Tensor, "*token d_in"]
     ) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-        """The code as the k largest activations and their latents; an activation may be 0, which is no firing."""
-        values, latents = self.pre_acts(x).topk(self.k, dim=-1)
-        return values.relu(), latents
+        """The code as the k largest activations and their latents; an activation of 0 is no firing."""
+        return largest(self.pre_acts(x), self.k)
 
     def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The code of each token, dense."""
-        return self._dense(*self.encode_topk(x))
+        return keep_largest(self.pre_acts(x), self.k)
 
     def decode(self, feature_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction from a dense code."""
@@ -71,68 +78,110 @@ class TopKSAE(nn.Module):
         """The reconstruction of each token."""
         return self.decode(self.encode(x))
 
-    def _dense(
-        self, values: Float[torch.Tensor, "*token kept"], latents: Int[torch.Tensor, "*token kept"]
-    ) -> Float[torch.Tensor, "*token d_sae"]:
-        return values.new_zeros(*values.shape[:-1], self.d_sae).scatter(-1, latents, values)
-
-    # Training ---------------------------------------------------------------------------------------------
-
     def loss(
         self,
         x: Float[torch.Tensor, "token d_in"],
         dead: Bool[torch.Tensor, " d_sae"] | None = None,
         k_aux: int | None = None,
         auxk_alpha: float = AUXK_ALPHA,
-    ) -> Float[torch.Tensor, ""]:
+    ) -> Step:
         """The mean squared error over tokens and dimensions, plus AuxK where `dead` latents are given.
 
         AuxK (Gao et al. 2024, A.2): the k_aux (by default d_in / 2) largest dead latents reconstruct the main
-        error e, detached and so without b_dec, which e has been rid of already: alpha |e - ehat|^2 / |e|^2.
+        error e, which is detached, and without b_dec, of which e is rid already: alpha |e - ehat|^2 / |e|^2.
+        Plain autograd over dense codes: slow, and the oracle of `step_gradients`.
         """
-        error = x - self(x)
-        loss = error.square().mean()
-        if dead is None:
-            return loss
-        return loss + auxk_alpha * self._auxk(x, error.detach(), dead, k_aux)
+        feature_acts = self.encode(x)
+        error = x - self.decode(feature_acts)
+        squared_error, loss = error.detach().square().sum(), error.square().mean()
+        if dead is not None:
+            dead_acts = keep_largest(self.pre_acts(x).masked_fill(~dead, -torch.inf), k_aux or self._k_aux())
+            aux_error = error.detach() - dead_acts @ self.W_dec
+            loss = loss + auxk_alpha * aux_error.square().sum() / _positive(squared_error)
+        return Step(loss, squared_error, (feature_acts > 0).sum(0))
 
-    def _auxk(self, x, error, dead, k_aux) -> Float[torch.Tensor, ""]:
-        masked = self.pre_acts(x).masked_fill(~dead, -torch.inf)
-        values, latents = masked.topk(min(k_aux or self.d_in // 2, self.d_sae), dim=-1)
-        aux_error = error - self._dense(values.relu(), latents) @ self.W_dec
-        return aux_error.square().sum() / error.square().sum().clamp_min(torch.finfo(error.dtype).tiny)
+    def _k_aux(self) -> int:
+        return max(self.d_in // 2, 1)
 
+    @torch.no_grad()
     def step_gradients(
         self,
         x: Float[torch.Tensor, "token d_in"],
         dead: Bool[torch.Tensor, " d_sae"] | None = None,
         k_aux: int | None = None,
         auxk_alpha: float = AUXK_ALPHA,
+        precision: str = "float32",
     ) -> Step:
-        """Fill every `.grad` with the gradient of `loss`."""
-        return self.step_gradients_by_autograd(x, dead, k_aux, auxk_alpha)
+        """Set every `.grad` to the gradient of `loss`; one matrix product, then only what is active.
 
-    def step_gradients_by_autograd(
+        `precision` (float32, bfloat16) is that of the matrix product alone. Among several processes
+        (torch.distributed) the means are over the tokens of all: the gradients are to be summed over them.
+        """
+        centered = x - self.b_dec
+        values, latents = self._sparse_code(centered, precision)
+        error = centered - F.embedding_bag(latents, self.W_dec, per_sample_weights=values, mode="sum")
+        squared_error = error.square().sum()
+        n_tokens, total_error = _over_processes(
+            torch.stack([squared_error.new_full((), len(x)), squared_error])
+        )
+
+        xhat_gradient = error * (-2 / (n_tokens * self.d_in))
+        values_gradient = sampled_products(xhat_gradient, self.W_dec, latents).masked_fill(values <= 0, 0)
+        sum_by_latent = SumByLatent(latents, self.d_sae)
+        self.W_dec.grad = sum_by_latent(values, xhat_gradient)
+        self.W_enc.grad = sum_by_latent(values_gradient, centered).T
+        self.b_enc.grad = sum_by_latent(values_gradient)
+
+        loss = squared_error / (n_tokens * self.d_in)
+        if dead is not None:
+            loss += self._add_auxk(
+                centered, error, dead, k_aux or self._k_aux(), auxk_alpha / _positive(total_error)
+            )
+        # b_dec is added in decoding, and subtracted before encoding: the sum over tokens of -dz @ W_enc.T.
+        self.b_dec.grad = xhat_gradient.sum(0) - self.W_enc @ self.b_enc.grad
+        return Step(loss, squared_error, sum_by_latent((values > 0).float()).long())
+
+    def _sparse_code(
+        self, centered: Float[torch.Tensor, "token d_in"], precision: str
+    ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
+        """`encode_topk` of tokens that b_dec is taken from already, some thousand tokens at a time."""
+        dtype = getattr(torch, precision)
+        W_enc, blocks = self.W_enc.to(dtype), centered.to(dtype).split(BLOCK_TOKENS)
+        codes = [largest((block @ W_enc).float().add_(self.b_enc), self.k) for block in blocks]
+        return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
+
+    def _add_auxk(
         self,
-        x: Float[torch.Tensor, "token d_in"],
-        dead: Bool[torch.Tensor, " d_sae"] | None = None,
-        k_aux: int | None = None,
-        auxk_alpha: float = AUXK_ALPHA,
-    ) -> Step:
-        """What `step_gradients` computes, left to autograd over dense codes: slow, and its oracle."""
-        self.zero_grad()
-        loss = self.loss(x, dead, k_aux, auxk_alpha)
-        loss.backward()
-        with torch.no_grad():
-            feature_acts = self.encode(x)
-            squared_error = (x - self.decode(feature_acts)).square().sum()
-        return Step(loss.detach(), squared_error, (feature_acts > 0).sum(0))
+        centered: Float[torch.Tensor, "token d_in"],
+        error: Float[torch.Tensor, "token d_in"],
+        dead: Bool[torch.Tensor, " d_sae"],
+        k_aux: int,
+        weight: Float[torch.Tensor, ""],
+    ) -> Float[torch.Tensor, ""]:
+        """Add the gradients of weight * |e - ehat|^2, and return it.
+
+        On the CPU only the dead latents are computed with. Elsewhere to know their number would be a host
+        sync: every latent is computed with, the living ones masked.
+        """
+        chosen = dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(self.d_sae, device=dead.device)
+        if not len(chosen):
+            return weight * error.square().sum()
+        W_enc, W_dec = self.W_enc.T[chosen], self.W_dec[chosen]
+        pre_acts = torch.addmm(self.b_enc[chosen], centered, W_enc.T).masked_fill_(~dead[chosen], -torch.inf)
+        dead_acts = keep_largest(pre_acts, k_aux)
+        aux_error = error - dead_acts @ W_dec
+        ehat_gradient = aux_error * (-2 * weight)
+        acts_gradient = (ehat_gradient @ W_dec.T).masked_fill_(dead_acts <= 0, 0)
+        self.W_dec.grad.index_add_(0, chosen, dead_acts.T @ ehat_gradient)
+        self.W_enc.grad.T.index_add_(0, chosen, acts_gradient.T @ centered)
+        self.b_enc.grad.index_add_(0, chosen, acts_gradient.sum(0))
+        return weight * aux_error.square().sum()
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take from each decoder row's gradient its part along the row, which `normalize_decoder` would undo."""
-        along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) / self.W_dec.square().sum(1, keepdim=True)
-        self.W_dec.grad -= along * self.W_dec
+        """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
+        along = torch.linalg.vecdot(self.W_dec.grad, self.W_dec)
+        self.W_dec.grad.addcmul_(along[:, None], self.W_dec, value=-1)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
@@ -143,15 +192,13 @@ class TopKSAE(nn.Module):
     def fold_standardizer(self, mean: Float[torch.Tensor, " d_in"], scale: float) -> None:
         """Turn an SAE of (x - mean) / scale into the SAE of x whose codes are `scale` times larger.
 
-        W_dec keeps its unit norm and W_enc its values: ((x - mean) / scale - b_dec) @ W_enc + b_enc, times scale.
+        W_enc and W_dec stay: ((x - mean) / scale - b_dec) @ W_enc + b_enc, times scale.
         """
         self.b_enc *= scale
         self.b_dec.mul_(scale).add_(mean)
 
-    # Files ------------------------------------------------------------------------------------------------
-
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
-        """Write cfg.json and sae_weights.safetensors into `folder`, as `sae_lens.SAE.load_from_disk` reads them."""
+        """Write the two files that `sae_lens.SAE.load_from_disk(folder)` reads."""
         config = {
             "architecture": "topk",
             "d_in": self.d_in,
@@ -175,7 +222,7 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TopKSAE":
-        """Read an SAE in the SAELens layout, ours or a published one; a `UserError` names what does not fit."""
+        """Read an SAE in the SAELens layout, also one of others; a `UserError` names what does not fit."""
         config = _read_config(Path(folder, CONFIG_FILE))
         tensors = _read_weights(Path(folder, WEIGHTS_FILE), config["d_in"], config["d_sae"])
         sae = cls(config["d_in"], config["d_sae"], config["k"])
@@ -190,6 +237,133 @@ class TopKSAE(nn.Module):
                 sae.b_enc *= norms
                 sae.W_dec /= norms[:, None]
         return sae
+
+
+def largest(
+    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
+) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
+    """The k largest positive entries of each row, and where they stand; filled up with zeros where fewer are.
+
+    On the CPU, for the small k of an SAE, equal entries are taken in the order of their columns.
+    """
+    if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
+        latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
+        bits = pre_acts.detach().contiguous().view(torch.int32)
+        _over_tokens(
+            _largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy()
+        )
+    else:
+        latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
+    return pre_acts.gather(-1, latents).relu(), latents
+
+
+def keep_largest(
+    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
+) -> Float[torch.Tensor, "*token d_sae"]:
+    """The rows themselves with all but their k largest positive entries zero."""
+    values, latents = largest(pre_acts, min(k, pre_acts.shape[-1]))
+    return torch.zeros_like(pre_acts).scatter(-1, latents, values)
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _largest_by_insertion(bits, latents):
+    """Where the k largest of each row are, in descending order, by insertion into a list of k.
+
+    A float's bits are compared as an integer: positive floats keep their order, any NaN has a place, and the
+    maximum of a chunk vectorises. Few chunks hold anything above the k-th largest so far.
+    """
+    chunk_width, k = 64, latents.shape[1]
+    for token in range(bits.shape[0]):
+        row, found = bits[token], latents[token]
+        top = np.full(k, np.int64(-(2**31) - 1))
+        for start in range(0, row.shape[0], chunk_width):
+            chunk = row[start : start + chunk_width]
+            highest = chunk[0]
+            for column in range(chunk.shape[0]):
+                highest = max(highest, chunk[column])
+            if highest <= top[k - 1]:
+                continue
+            for column in range(chunk.shape[0]):
+                if chunk[column] > top[k - 1]:
+                    place = k - 1
+                    while place > 0 and chunk[column] > top[place - 1]:
+                        top[place], found[place] = top[place - 1], found[place - 1]
+                        place -= 1
+                    top[place], found[place] = chunk[column], start + column
+
+
+def sampled_products(
+    left: Float[torch.Tensor, "token d_in"],
+    right: Float[torch.Tensor, "d_sae d_in"],
+    latents: Int[torch.Tensor, "token k"],
+) -> Float[torch.Tensor, "token k"]:
+    """Those entries of left @ right.T that `latents` names in each row."""
+    if left.is_cpu and left.dtype == torch.float32:
+        products = torch.empty(latents.shape)
+        kernel = partial(_sampled_products, right.detach().numpy())
+        _over_tokens(kernel, left.numpy(), latents.numpy(), products.numpy())
+        return products
+    with (
+        torch.enable_grad()
+    ):  # the gradient of a bag's sum by its weights, which no public function computes alone
+        weights = torch.zeros(latents.shape, dtype=left.dtype, device=left.device, requires_grad=True)
+        bags = F.embedding_bag(latents, right.detach(), per_sample_weights=weights, mode="sum")
+        return torch.autograd.grad(bags, weights, left)[0]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@no_type_check
+def _sampled_products(right, left, latents, products):
+    for token in range(latents.shape[0]):
+        for place in range(latents.shape[1]):
+            row, total = right[latents[token, place]], np.float32(0)
+            for dimension in range(row.shape[0]):
+                total += left[token, dimension] * row[dimension]
+            products[token, place] = total
+
+
+def _over_tokens(kernel, *arrays: np.ndarray) -> None:
+    """Call a kernel that lets go of the GIL on slices of its arrays' rows, a thread each: torch's number."""
+    n_tokens, n_threads = len(arrays[0]), torch.get_num_threads()
+    parts = [slice(n_tokens * i // n_threads, n_tokens * (i + 1) // n_threads) for i in range(n_threads)]
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda part: kernel(*(array[part] for array in arrays)), parts))
+
+
+class SumByLatent:
+    """Sums over the tokens on which a latent is active: the sparse code's transpose times a dense matrix.
+
+    Sorted by latent, the pairs of token and latent are one bag of tokens for each latent, and a bag is summed
+    in its tokens' order: deterministic on every device.
+    """
+
+    def __init__(self, latents: Int[torch.Tensor, "token k"], d_sae: int):
+        self.n_tokens = len(latents)
+        in_order, self.order = latents.flatten().sort(stable=True)
+        self.tokens = self.order // latents.shape[1]
+        self.starts = torch.searchsorted(in_order, torch.arange(d_sae, device=latents.device))
+
+    def __call__(
+        self, weights: Float[torch.Tensor, "token k"], rows: Float[torch.Tensor, "token d_in"] | None = None
+    ) -> Float[torch.Tensor, "d_sae ..."]:
+        """Each latent's weighted sum of rows: [d_sae, d_in]; without rows its sum of weights: [d_sae]."""
+        if rows is None:
+            return self(weights, weights.new_ones(self.n_tokens, 1))[:, 0]
+        weights = weights.flatten()[self.order]
+        return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
+
+
+def _over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The values summed over the processes of a distributed run; themselves where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def _positive(squared_error: Float[torch.Tensor, ""]) -> Float[torch.Tensor, ""]:
+    """A divisor that a perfect reconstruction does not make zero."""
+    return squared_error.clamp_min(torch.finfo(squared_error.dtype).tiny)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -235,32 +409,3 @@ def _read_weights(path: Path, d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
     if found != expected:
         raise UserError(f"{path} holds {found}, where its {CONFIG_FILE} asks for {expected}")
     return tensors
-
-
-# Evaluation ---------------------------------------------------------------------------------------------------
-
-
-class UnexplainedVariance:
-    """The fraction of variance unexplained over every token it is shown (DESIGN 2): 1 for predicting the mean.
-
-    Float64 sums, about the first batch's mean so that nothing cancels; kept on the device until `fvu` is asked.
-    """
-
-    def __init__(self):
-        self.n_tokens, self.center, self.sums = 0, None, None
-
-    def update(self, x: Float[torch.Tensor, "token d_in"], xhat: Float[torch.Tensor, "token d_in"]) -> None:
-        """Add a batch of tokens and their reconstructions."""
-        x, xhat = x.detach().double(), xhat.detach().double()
-        if self.center is None:
-            self.center = x.mean(0)
-            self.sums = [torch.zeros_like(self.center) for _ in range(3)]
-        self.n_tokens += len(x)
-        away = x - self.center
-        for total, values in zip(self.sums, (away, away.square(), (x - xhat).square()), strict=True):
-            total += values.sum(0)
-
-    def fvu(self) -> float:
-        """The squared error of all tokens over their squared distance from their mean."""
-        away, away_squared, squared_error = self.sums
-        return float(squared_error.sum() / (away_squared - away.square() / self.n_tokens).sum())
