@@ -12,12 +12,19 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
 
     def error(self, message: str):
         complain(f"{message} (see `uv run {self.prog} --help`)")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that tell something."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def complain(message: str):
@@ -139,6 +146,17 @@ def add_recipe_arguments(parser: Parser):
     parser.add_argument("--lr", type=above_zero, help="peak learning rate; by default set by the SAE's width")
     parser.add_argument(
         "--seeds", "--seed", type=natural, nargs="+", default=[0], help="several: a run for each"
+    )
+    parser.add_argument("--recipe", choices=("ours", "original"), default="ours", help="how SAEs are trained")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the SAEs' matrix products"
+    )
+    parser.add_argument(
+        "--checkpoint_every",
+        type=above_zero,
+        default=60.0,
+        metavar="SECONDS",
+        help="how often to keep what a killed run goes on from; seldomer where that is slow",
     )
     parser.add_argument(
         "--runname", help="the run's folder in sae_features/; by default encoder and data set"

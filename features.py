@@ -268,6 +268,24 @@ def write_part(path: Path, layer: str, number: int, features):
         scipy.sparse.save_npz(temporary, features.astype(np.float32), compressed=False)
 
 
+def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
+    """Write what a killed command goes on from: a JSON header and named torch tensors."""
+    from safetensors.torch import save_file
+
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"header": json.dumps(header)})
+
+
+def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The header and the tensors that `write_state` wrote, or None where there are none."""
+    from safetensors import safe_open
+
+    if not file.exists():
+        return None
+    with safe_open(file, framework="pt") as state:
+        return json.loads(state.metadata()["header"]), {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
+
+
 def finish_run(path: Path, manifest: dict[str, Any]) -> Run:
     """Write the manifest, which makes the run whole, and open it."""
     write_text(path / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=2) + "\n")

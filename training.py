@@ -1,10 +1,17 @@
-"""Fit SAEs on an encoder's hooked activations, every layer from one forward pass, then record all features."""
+"""Fit SAEs on an encoder's hooked activations, every layer from one forward pass, then record all features.
+
+Under `torchrun` each process trains on its share of every batch (gradients are summed, so all keep the same SAEs)
+and records its share of the part files.
+"""
 
 import argparse
+import errno
 import importlib.metadata
 import math
+import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
@@ -14,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 import torch
+import torch.distributed
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
@@ -24,12 +32,12 @@ import wrappedmodels
 from activations import Batch, Stream
 from quality import Quality, Scores
 from sae import TopKSAE
+from trainer import RECIPES, LayerTrainer, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
-WARM_UP, DECAY = 0.05, 0.2  # the shares of the steps in which the learning rate rises and falls
-DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens
 REPORT_EVERY = 20  # steps between looks at the loss: each look waits for the device
+CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
 
 
 class Settings(NamedTuple):
@@ -43,20 +51,56 @@ class Settings(NamedTuple):
     batch_size: int
     epochs: int
     lr: float | None
+    recipe: str
+    precision: str
     seed: int
 
 
 class Job(NamedTuple):
-    """One run to be: its folder and what it is trained with. Jobs of one command share every activation."""
+    """One run to be: its folder and its settings. The jobs of one command share every activation."""
 
     folder: Path
     settings: Settings
 
 
+class Work(NamedTuple):
+    """All that a command has to do. `identity` is what a checkpoint must agree with to be gone on from."""
+
+    stream: Stream
+    jobs: list[Job]
+    held_out: Bool[np.ndarray, " sample"]
+    identity: dict[str, Any]
+    checkpoint_every: float  # seconds
+
+    def fit_state(self) -> Path:
+        """Where the training of all jobs is kept while it lasts."""
+        return self.jobs[0].folder / "unfinished-training.safetensors"
+
+    def record_state(self, process: int) -> Path:
+        """Where a process keeps how far its recording is."""
+        return self.jobs[0].folder / f"unfinished-recording-{process}.safetensors"
+
+
 def run(arguments: argparse.Namespace) -> list[features.Run]:
     """Train and record what the command line asks for: a run for each seed and each k."""
+    try:
+        return train_and_record(arguments, start_processes(arguments.device))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU is out of memory: lower --batch_size (now {arguments.batch_size}), or choose fewer --layers"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError("the disk is full: make room and give the same command again, it goes on") from error
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def train_and_record(arguments: argparse.Namespace, device: str) -> list[features.Run]:
+    """`run`, in each process."""
     started = time.monotonic()
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder = wrappedmodels.load(
         arguments.model,
         arguments.checkpoint,
@@ -65,48 +109,105 @@ def run(arguments: argparse.Namespace) -> list[features.Run]:
         device=device,
     )
     pairs = data.from_arguments(arguments)
-    jobs = plan_jobs(arguments, encoder, pairs)
-    stream = Stream(encoder, pairs, jobs[0].settings.layers, arguments.workers, device)
-    held_out = held_out_rows(len(pairs), jobs[0].settings.seed)
-    try:
-        saes = fit(stream, jobs, held_out)
-        scores = record(stream, jobs, saes, held_out)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU is out of memory: lower --batch_size (now {jobs[0].settings.batch_size}), or choose fewer --layers"
-        ) from error
-    cost = costs(started, len(pairs), device)
+    work = prepare(arguments, encoder, pairs, device)
+    saes, history = fit(work)
+    scores = record(work, saes, history)
+    cost = costs(work, time.monotonic() - started)
+    if process() > 0:
+        return []
     runs = [
-        finish(stream, job, sae, score, held_out, cost)
-        for job, sae, score in zip(jobs, saes, scores, strict=True)
+        finish(work, number, saes[number], scores[number], history, cost) for number in range(len(work.jobs))
     ]
     for recorded in runs:
         print(table(recorded))
     return runs
 
 
-def plan_jobs(arguments: argparse.Namespace, encoder: Any, pairs: Any) -> list[Job]:
-    """One job for each seed and each k; with several of either, its value ends the run's name."""
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def start_processes(device: str | None) -> str:
+    """Join the group that torchrun asks for, if it does; returns this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    device = device or "cpu"
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return device
+
+
+def process() -> int:
+    """This process's number."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many there are."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+# ---------------------------------------------------------------------------------------------- preparing
+
+
+def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str) -> Work:
+    """Settle every setting, and open the run folders: fresh ones, or those of the same command when it was cut short."""
     row = wrappedmodels.REGISTRY[arguments.model]
-    top_ks = arguments.top_k or [row.top_k]
-    base = arguments.runname or default_name(arguments, pairs)
-    jobs = []
-    for seed in arguments.seeds:
-        for top_k in top_ks:
-            settings = Settings(
-                layers=encoder.resolve_layers(arguments.layers),
-                token=encoder.token,
-                activation=arguments.activation,
-                top_k=top_k,
-                expansion_factor=arguments.expansion_factor or row.expansion_factor,
-                batch_size=arguments.batch_size,
-                epochs=arguments.epochs,
-                lr=arguments.lr,
-                seed=seed,
-            )
-            name = base + f"_k{top_k}" * (len(top_ks) > 1) + f"_seed{seed}" * (len(arguments.seeds) > 1)
-            jobs.append(Job(features.start_run(name, arguments.overwrite), settings))
-    return jobs
+    base = Settings(
+        layers=encoder.resolve_layers(arguments.layers),
+        token=encoder.token,
+        activation=arguments.activation,
+        top_k=row.top_k,
+        expansion_factor=arguments.expansion_factor or row.expansion_factor,
+        batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
+        lr=arguments.lr,
+        recipe=arguments.recipe,
+        precision=arguments.precision,
+        seed=arguments.seeds[0],
+    )
+    variants = name_variants(arguments, base, arguments.runname or default_name(arguments, pairs))
+    identity = {
+        "model": encoder.model,
+        "checkpoint": encoder.checkpoint,
+        "random_weights": arguments.random_weights,
+        "fingerprint": pairs.fingerprint,
+        "caption": pairs.source.get("caption"),
+        "processes": processes(),
+        "runs": {name: settings._asdict() for name, settings in variants.items()},
+    }
+    folders = {name: features.run_path(name) for name in variants}
+    if process() == 0:
+        for name in variants:
+            features.start_run(name, arguments.overwrite)
+    wait_for_all()
+    stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
+    jobs = [Job(folders[name], settings) for name, settings in variants.items()]
+    held_out = held_out_rows(len(pairs), base.seed)
+    work = Work(stream, jobs, held_out, identity, arguments.checkpoint_every)
+    if process() == 0:
+        clear_what_is_foreign(work, arguments.overwrite)
+    wait_for_all()
+    return work
+
+
+def name_variants(arguments: argparse.Namespace, base: Settings, name: str) -> dict[str, Settings]:
+    """The settings of each run by its name; with several seeds or ks, their values end the names."""
+    top_ks = arguments.top_k or [base.top_k]
+    return {
+        name + f"_k{k}" * (len(top_ks) > 1) + f"_seed{seed}" * (len(arguments.seeds) > 1): base._replace(
+            top_k=k, seed=seed
+        )
+        for seed in arguments.seeds
+        for k in top_ks
+    }
 
 
 def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
@@ -115,12 +216,38 @@ def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
     if pairs.name == "demo":
         name = name.removeprefix("demo")
     if arguments.checkpoint not in (None, wrappedmodels.REGISTRY[arguments.model].checkpoint):
-        name += "-" + "".join(
-            c if c.isalnum() else "-" for c in arguments.checkpoint.lower().split(":")[-1]
-        ).strip("-")
+        words = arguments.checkpoint.lower().split(":")[-1]
+        name += "-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
     if arguments.random_weights is not None:
         name += f"-random{arguments.random_weights}"
     return f"{name}_{pairs.name}"
+
+
+def clear_what_is_foreign(work: Work, overwrite: bool):
+    """Keep what this very command left unfinished, and nothing else; another command's work is refused."""
+    for file in (work.fit_state(), work.record_state(0)):
+        if state := features.read_state(file):
+            difference = first_difference(state[0]["identity"], work.identity)
+            if difference is None:
+                return
+            if not overwrite:
+                raise UserError(
+                    f"{work.jobs[0].folder} holds an unfinished run of another command ({difference}): give that "
+                    "command again to finish it, add --overwrite to drop it, or choose another --runname"
+                )
+    for job in work.jobs:
+        shutil.rmtree(job.folder)
+        job.folder.mkdir()
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+    """Name the first value in which two JSON-like settings differ, or None."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            if found := first_difference(before.get(key), now.get(key), key):
+                return found
+        return None
+    return None if before == now else f"{name} was {before}, now {now}"
 
 
 def held_out_rows(n_samples: int, seed: int) -> Bool[np.ndarray, " sample"]:
@@ -133,199 +260,226 @@ def held_out_rows(n_samples: int, seed: int) -> Bool[np.ndarray, " sample"]:
 
 # ---------------------------------------------------------------------------------------------- training
 
-
-class Standardizer(NamedTuple):
-    """A layer's mean [d_in] and one scale, so that z = (x - mean) / scale has E|z|^2 = d_in.
-
-    Latents die first where activations are not centred; the scale lets one learning rate suit every layer.
-    """
-
-    mean: Float[Tensor, " d_in"]
-    scale: float
-
-    def __call__(self, tokens: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
-        return (tokens - self.mean) / self.scale
+Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 
-class LayerTrainer:
-    """One SAE in training on standardised tokens."""
-
-    def __init__(self, sae: TopKSAE, lr: float, n_steps: int, dead_after: int):
-        self.sae, self.lr, self.n_steps, self.dead_after = sae, lr, n_steps, dead_after
-        fused = sae.W_enc.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=fused)
-        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_enc.device)
-        self.steps_done = 0
-        self.start_report()
-
-    def start_report(self):
-        """Forget the running sums that the progress bar shows."""
-        self.loss = self.squared_error = self.squares = 0.0
-
-    def step(self, z: Float[Tensor, "token d_in"]):
-        """One Adam step; nothing here waits for the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * schedule(self.steps_done / self.n_steps)
-        done = self.sae.step_gradients(z, self.since_fired > self.dead_after)
-        self.sae.remove_parallel_gradient()
-        self.optimizer.step()
-        self.sae.normalize_decoder()
-        self.since_fired = (self.since_fired + len(z)).masked_fill_(done.fired > 0, 0)
-        self.steps_done += 1
-        self.loss += done.loss
-        self.squared_error += done.squared_error
-        self.squares += z.square().sum()
-
-    def report(self) -> tuple[float, float, float]:
-        """Loss, FVU and dead fraction since the last report; waits for the device."""
-        # z is centred already: its squares are its variance
-        fvu = float(self.squared_error / self.squares)
-        return float(self.loss), fvu, float((self.since_fired > self.dead_after).float().mean())
-
-
-def schedule(done: float) -> float:
-    """The learning rate's factor after the share `done` of all steps: up, flat, down to zero, all linear."""
-    return min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / DECAY)
+def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
+    """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
+    stream = work.stream
+    if state := features.read_state(work.record_state(0)):
+        return load_saes(work), state[0]["history"]
+    plan = training_plan(work.held_out, work.jobs[0].settings)
+    standard, batch_tokens = standardizers(work, plan)
+    trainers = make_trainers(work, standard, len(plan), batch_tokens)
+    history, done = restore(work, trainers)
+    shares = [rows[process() :: processes()] for rows in plan[done:]]
+    clock = Clock(work.checkpoint_every)
+    progress = tqdm(
+        stream.batches(shares), "train", len(plan), initial=done, unit="batch", disable=process() > 0
+    )
+    for number, batch in enumerate(progress, done + 1):
+        chosen = batch.real_tokens()
+        for layer in stream.layers:
+            z = standard[layer](batch.flat(layer, chosen))
+            for job in range(len(work.jobs)):
+                trainers[job, layer].step(z)
+        if number % REPORT_EVERY == 0 or number == len(plan):
+            history.append(report(progress, trainers, number))
+        if process() == 0 and clock.is_due():
+            with clock.pause():
+                save_training(work, trainers, history, number)
+    return save_saes(work, trainers, standard), history
 
 
 def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> list[list[int]]:
-    """The rows of every batch of all epochs: each epoch shuffles the samples that are not held out."""
+    """The rows of every batch of all epochs: each epoch shuffles the samples that are not held out.
+
+    Of several processes each takes its share of a batch, and a last batch too small to share is left out.
+    """
+    size = settings.batch_size * processes()
     random = np.random.default_rng([settings.seed, 1])
     rows = np.flatnonzero(~held_out)
     plan = []
     for _ in range(settings.epochs):
         order = random.permutation(rows).tolist()
-        plan += [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
-    return plan
+        plan += [order[i : i + size] for i in range(0, len(order), size)]
+    return [batch for batch in plan if len(batch) >= processes()]
 
 
-def standardizers(stream: Stream, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:
+def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:
     """Each layer's standardiser from the first batches, and the mean number of tokens in a batch."""
-    tokens: dict[int, list[Tensor]] = {layer: [] for layer in stream.layers}
-    for batch in stream.batches(plan[:STATISTICS_BATCHES]):
+    layers = work.stream.layers
+    tokens: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    first = plan[:STATISTICS_BATCHES]
+    for batch in work.stream.batches(first):
         chosen = batch.real_tokens()
-        for layer in stream.layers:
-            tokens[layer].append(batch.flat(layer, chosen).cpu())
+        for layer in layers:
+            tokens[layer].append(batch.flat(layer, chosen))
     found = {}
-    for layer, parts in tokens.items():
-        x = torch.cat(parts).double()
+    for layer in layers:
+        x = torch.cat(tokens.pop(layer))
         if not x.isfinite().all():
             raise UserError(
-                f"layer {layer} gives NaN or infinite activations in the first {STATISTICS_BATCHES} batches"
+                f"layer {layer} gives NaN or infinite activations within batches 1 to {len(first)}: "
+                "leave it out with --layers, or look at the encoder and its data"
             )
-        mean = x.mean(0)
-        scale = float((x - mean).square().mean().sqrt()) or 1.0
-        found[layer] = Standardizer(mean.float().to(batch.mask.device), scale)
-    return found, len(x) / min(len(plan), STATISTICS_BATCHES)
+        found[layer] = Standardizer.of(x, RECIPES[work.jobs[0].settings.recipe])
+    return found, len(x) / len(first)
 
 
-def fit(stream: Stream, jobs: list[Job], held_out: Bool[np.ndarray, " sample"]) -> list[dict[int, TopKSAE]]:
-    """Train every job's SAEs; returns `{layer: sae}` for each job, and saves them in its folder."""
-    settings = jobs[0].settings
-    plan = training_plan(held_out, settings)
-    standard, batch_tokens = standardizers(stream, plan)
-    trainers = [make_trainers(job, standard, len(plan), batch_tokens) for job in jobs]
-    every = [(layer, trainer) for one in trainers for layer, trainer in one.items()]
-    progress = tqdm(stream.batches(plan), total=len(plan), desc="train", unit="batch", file=sys.stderr)
-    for number, batch in enumerate(progress, 1):
-        chosen = batch.real_tokens()
-        for layer in stream.layers:
-            z = standard[layer](batch.flat(layer, chosen))
-            for one in trainers:
-                one[layer].step(z)
-        if number % REPORT_EVERY == 0 or number == len(plan):
-            show_progress(progress, every, number)
-    saes = [{layer: trainer.sae for layer, trainer in one.items()} for one in trainers]
-    for job, one in zip(jobs, saes, strict=True):
-        for layer, sae in one.items():
-            sae.fold_standardizer(*standard[layer])
-            sae.save(job.folder / f"layer{layer}", sae_metadata(stream, layer))
-    return saes
-
-
-def make_trainers(job: Job, standard: dict, n_steps: int, batch_tokens: float) -> dict[int, LayerTrainer]:
-    """A trainer for each layer of a job, widths asked of the activations."""
-    settings, trainers = job.settings, {}
-    for layer, standardizer in standard.items():
-        d_in = len(standardizer.mean)
-        d_sae = settings.expansion_factor * d_in
-        sae = TopKSAE(d_in, d_sae, settings.top_k, seed=1000 * settings.seed + layer).to(
-            standardizer.mean.device
-        )
-        # 2e-4 at 2^14 latents and wider ones slower (Gao et al. 2024, arXiv 2406.04093, section 2.3)
-        lr = settings.lr or 2e-4 / math.sqrt(d_sae / 2**14)
-        dead_after = min(DEAD_TOKENS, int(DEAD_SHARE * n_steps * batch_tokens))
-        trainers[layer] = LayerTrainer(sae, lr, n_steps, dead_after)
+def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float) -> Trainers:
+    """A trainer for each layer of each job, its width asked of the activations."""
+    trainers = {}
+    for number, (_, settings) in enumerate(work.jobs):
+        for layer, standardizer in standard.items():
+            d_in = len(standardizer.mean)
+            sae = TopKSAE(
+                d_in, settings.expansion_factor * d_in, settings.top_k, seed=1000 * settings.seed + layer
+            ).to(standardizer.mean.device)
+            trainers[number, layer] = LayerTrainer(
+                sae,
+                RECIPES[settings.recipe],
+                n_steps,
+                n_steps * batch_tokens,
+                settings.lr,
+                settings.precision,
+            )
     return trainers
 
 
-def show_progress(progress: tqdm, every: list[tuple[int, LayerTrainer]], number: int):
-    """Put the layers' mean loss, FVU and dead fraction on the bar; stop at a loss that is not finite."""
-    reports = []
-    for layer, trainer in every:
-        reports.append(trainer.report())
-        if not math.isfinite(reports[-1][0]):
+def report(progress: tqdm, trainers: Trainers, number: int) -> list:
+    """Show the mean loss, FVU and dead fraction; returns the step and every trainer's (loss, FVU, dead fraction)."""
+    reports = [trainer.report() for trainer in trainers.values()]
+    for (_, layer), (loss, _, _) in zip(trainers, reports, strict=True):
+        if not math.isfinite(loss):
             raise UserError(
-                f"layer {layer} has NaN or infinite activations, or its loss diverged, "
-                f"within batches {number - REPORT_EVERY + 1} to {number}: lower --lr, or look at the data"
+                f"layer {layer} has NaN or infinite activations, or its loss diverged, within batches "
+                f"{max(1, number - REPORT_EVERY + 1)} to {number}: lower --lr, or look at the data"
             )
-        trainer.start_report()
     loss, fvu, dead = np.mean(reports, axis=0)
     progress.set_postfix(loss=f"{loss / REPORT_EVERY:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
+    return [number, reports]
 
 
-def sae_metadata(stream: Stream, layer: int) -> dict[str, Any]:
-    """What an SAE's cfg.json says of where it comes from."""
-    encoder = stream.encoder
-    return {
-        "model_name": encoder.checkpoint,
-        "hook_name": f"{encoder.model}.layer{layer}",
-        "dataset_path": stream.pairs.name,
+def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer]) -> list[dict[int, TopKSAE]]:
+    """Fold the standardisers in and save every SAE in its job's folder."""
+    saes: list[dict[int, TopKSAE]] = [{} for _ in work.jobs]
+    for (number, layer), trainer in trainers.items():
+        sae = saes[number][layer] = trainer.sae
+        sae.fold_standardizer(*standard[layer])
+        if process() == 0:
+            encoder = work.stream.encoder
+            about = {"model_name": encoder.checkpoint, "hook_name": f"{encoder.model}.layer{layer}"}
+            about["dataset_path"] = work.stream.pairs.name
+            sae.save(work.jobs[number].folder / f"layer{layer}", about)
+    wait_for_all()
+    return saes
+
+
+def load_saes(work: Work) -> list[dict[int, TopKSAE]]:
+    """The SAEs that an earlier, interrupted process had finished."""
+    device = work.stream.device
+    return [
+        {layer: TopKSAE.load(job.folder / f"layer{layer}").to(device) for layer in work.stream.layers}
+        for job in work.jobs
+    ]
+
+
+# -------------------------------------------------------------------------------------------- checkpoints
+
+
+class Clock:
+    """Says when a checkpoint is due: every so many seconds, and seldom enough to cost little."""
+
+    def __init__(self, every: float):
+        self.every, self.last = every, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self.last >= self.every
+
+    def pause(self):
+        """A context whose length sets the time to the next checkpoint."""
+        return self
+
+    def __enter__(self):
+        self.began = time.monotonic()
+
+    def __exit__(self, *_):
+        self.last = time.monotonic()
+        self.every = max(self.every, (self.last - self.began) / CHECKPOINT_SHARE)
+
+
+def save_training(work: Work, trainers: Trainers, history: list, done: int):
+    """Keep the state of every trainer after `done` steps."""
+    tensors = {
+        f"{job}.{layer}.{name}": tensor
+        for (job, layer), trainer in trainers.items()
+        for name, tensor in trainer.state().items()
     }
+    features.write_state(
+        work.fit_state(), {"identity": work.identity, "done": done, "history": history}, tensors
+    )
+
+
+def restore(work: Work, trainers: Trainers) -> tuple[list, int]:
+    """Bring the trainers to where an interrupted process left them; returns its reports and its steps."""
+    state = features.read_state(work.fit_state())
+    if state is None:
+        return [], 0
+    header, tensors = state
+    for (job, layer), trainer in trainers.items():
+        prefix = f"{job}.{layer}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        trainer.restore(own, header["done"])
+    print(f"going on after {header['done']} steps", file=sys.stderr)
+    return header["history"], header["done"]
 
 
 # --------------------------------------------------------------------------------------------- recording
 
+Qualities = list[dict[int, Quality]]  # by job number, then layer
 
-def record(
-    stream: Stream, jobs: list[Job], saes: list[dict[int, TopKSAE]], held_out: Bool[np.ndarray, " sample"]
-) -> list[dict[int, Scores]]:
+
+def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[dict[int, Scores]]:
     """Write every sample's features in row order; returns each job's scores by layer on the held-out samples."""
-    for job in jobs:
-        features.write_samples(job.folder, described(stream.pairs))
-    judged = held_out if held_out.any() else ~held_out
+    stream, n_samples = work.stream, len(work.stream.pairs)
     qualities = [
         {layer: Quality(sae.b_dec.detach(), sae.d_sae) for layer, sae in one.items()} for one in saes
     ]
-    parts = [{layer: [] for layer in stream.layers} for _ in jobs]
-    plan = recording_plan(len(stream.pairs), jobs[0].settings.batch_size)
-    for batch in tqdm(stream.batches(plan), total=len(plan), desc="record", unit="batch", file=sys.stderr):
-        pooling = Pooling(batch)
-        items = torch.from_numpy(judged[batch.rows]).to(batch.mask.device)[batch.row_of_item]
-        chosen = batch.real_tokens(items)
-        for i, job in enumerate(jobs):
-            for layer in stream.layers:
-                parts[i][layer].append(
-                    pooling.features(batch, layer, saes[i][layer], job.settings.activation)
-                )
-                if len(chosen):
-                    evaluate(qualities[i][layer], saes[i][layer], batch.flat(layer, chosen))
-        write_full_parts(jobs, parts, last_row=batch.rows[-1], n_samples=len(stream.pairs))
-    return [{layer: quality.scores() for layer, quality in one.items()} for one in qualities]
+    judged = torch.from_numpy(work.held_out if work.held_out.any() else ~work.held_out)
+    own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
+    done = restore_recording(work, qualities, history)
+    plan = [
+        rows for part in own[done:] for rows in part_plan(part, n_samples, work.jobs[0].settings.batch_size)
+    ]
+    blocks = [{layer: [] for layer in stream.layers} for _ in work.jobs]
+    for batch in tqdm(stream.batches(plan), "record", len(plan), unit="batch", disable=process() > 0):
+        items = judged[batch.rows].to(batch.mask.device)[batch.row_of_item]
+        record_batch(work, batch, batch.real_tokens(items), saes, qualities, blocks)
+        last = batch.rows[-1]
+        if (last + 1) % features.PART_ROWS == 0 or last + 1 == n_samples:
+            write_parts(work, blocks, last // features.PART_ROWS)
+            done += 1
+            save_recording(work, qualities, history, done)
+    return total_scores(qualities)
 
 
-def described(pairs: Any) -> list[dict[str, str]]:
-    """The rows of samples.jsonl."""
-    return [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in pairs.samples]
+def part_plan(part: int, n_samples: int, batch_size: int) -> list[list[int]]:
+    """The batches of rows of one part file, in order."""
+    start = part * features.PART_ROWS
+    stop = min(start + features.PART_ROWS, n_samples)
+    return [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
 
 
-def recording_plan(n_samples: int, batch_size: int) -> list[list[int]]:
-    """Batches of rows in order, none of them across the border of two part files."""
-    plan = []
-    for start in range(0, n_samples, features.PART_ROWS):
-        stop = min(start + features.PART_ROWS, n_samples)
-        plan += [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
-    return plan
+def record_batch(work: Work, batch: Batch, chosen: Tensor, saes: list, qualities: Qualities, blocks: list):
+    """Add a batch's features to `blocks`, and its `chosen` tokens, those of held-out samples, to the scores."""
+    pooling = Pooling(batch)
+    for number, job in enumerate(work.jobs):
+        for layer, sae in saes[number].items():
+            blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
+            if len(chosen):
+                evaluate(qualities[number][layer], sae, batch.flat(layer, chosen))
 
 
 class Pooling:
@@ -362,50 +516,92 @@ def evaluate(quality: Quality, sae: TopKSAE, tokens: Float[Tensor, "token d_in"]
     quality.update(tokens, sae.decode(feature_acts), (feature_acts > 0).sum(0).double())
 
 
-def write_full_parts(jobs: list[Job], parts: list[dict[int, list]], last_row: int, n_samples: int):
-    """At the last row of a part, write that part of every layer."""
-    if (last_row + 1) % features.PART_ROWS and last_row + 1 < n_samples:
-        return
-    for job, layers in zip(jobs, parts, strict=True):
-        for layer, blocks in layers.items():
-            whole = scipy.sparse.csr_array(scipy.sparse.vstack(blocks, format="csr"))
-            features.write_part(job.folder, f"layer{layer}", last_row // features.PART_ROWS, whole)
-            blocks.clear()
+def write_parts(work: Work, blocks: list[dict[int, list]], part: int):
+    """Write one part file of every layer of every job."""
+    for job, layers in zip(work.jobs, blocks, strict=True):
+        for layer, rows in layers.items():
+            whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))
+            features.write_part(job.folder, f"layer{layer}", part, whole)
+            rows.clear()
+
+
+def save_recording(work: Work, qualities: Qualities, history: list, done: int):
+    """Keep how many parts this process has written, and its scores' sums."""
+    tensors = {
+        f"{number}.{layer}.{name}": tensor
+        for number, one in enumerate(qualities)
+        for layer, quality in one.items()
+        for name, tensor in quality.state.items()
+    }
+    header = {"identity": work.identity, "done": done, "history": history}
+    features.write_state(work.record_state(process()), header, tensors)
+    work.fit_state().unlink(missing_ok=True)
+
+
+def restore_recording(work: Work, qualities: Qualities, history: list) -> int:
+    """The number of parts that an interrupted process had written; its scores' sums are taken over."""
+    state = features.read_state(work.record_state(process()))
+    if state is None:
+        save_recording(work, qualities, history, done=0)
+        return 0
+    header, tensors = state
+    for number, one in enumerate(qualities):
+        for layer, quality in one.items():
+            for name, tensor in quality.state.items():
+                tensor.copy_(tensors[f"{number}.{layer}.{name}"])
+    return header["done"]
+
+
+def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:
+    """The scores over all processes' rows."""
+    if torch.distributed.is_initialized():
+        for quality in (quality for one in qualities for quality in one.values()):
+            for tensor in quality.state.values():
+                torch.distributed.all_reduce(tensor)
+    return [{layer: quality.scores() for layer, quality in one.items()} for one in qualities]
 
 
 # -------------------------------------------------------------------------------------- the finished run
 
 
-def finish(
-    stream: Stream, job: Job, saes: dict, scores: dict, held_out: np.ndarray, cost: dict
-) -> features.Run:
-    """Write the manifest, which makes the run whole."""
-    encoder, pairs, settings = stream.encoder, stream.pairs, job.settings
-    names = {layer: f"layer{layer}" for layer in stream.layers}
+def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cost: dict) -> features.Run:
+    """Write a job's samples, its training curve and its manifest, which makes the run whole."""
+    (folder, settings), encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
+    names = {layer: f"layer{layer}" for layer in work.stream.layers}
+    rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in pairs.samples]
+    features.write_samples(folder, rows)
+    own = slice(number * len(names), (number + 1) * len(names))
+    draw_curve(
+        folder / "training_curve.png", list(names.values()), [(step, found[own]) for step, found in history]
+    )
+    for file in folder.glob("unfinished-*.safetensors"):
+        file.unlink()
     manifest = {
         "encoder": {
             "model": encoder.model,
             "checkpoint": encoder.checkpoint,
             "modality": encoder.modality,
+            "random_weights": work.identity["random_weights"],
         },
         "layers": list(names.values()),
         "n_samples": len(pairs),
         "dataset": {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": pairs.source},
-        "token": encoder.token,
+        "unreadable": pairs.unreadable,
+        "token": settings.token,
         "activation": settings.activation,
         "sae": {
             names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
         },
         "training": settings._asdict(),
-        "evaluated_samples": int(held_out.sum()) or len(pairs),
-        "held_out": bool(held_out.any()),
+        "evaluated_samples": int(work.held_out.sum()) or len(pairs),
+        "held_out": bool(work.held_out.any()),
         **{
             field: {names[layer]: finite(getattr(score, field)) for layer, score in scores.items()}
             for field in Scores._fields
         },
         **cost,
     }
-    return features.finish_run(job.folder, manifest)
+    return features.finish_run(folder, manifest)
 
 
 def finite(number: float) -> float | None:
@@ -413,43 +609,57 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def costs(started: float, n_samples: int, device: str) -> dict[str, Any]:
+def draw_curve(file: Path, layers: list[str], history: list):
+    """FVU and dead fraction over the training steps, a line a layer."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colour = matplotlib.colormaps["viridis"]
+    figure = Figure(figsize=(9, 3.5), layout="constrained", dpi=150)
+    steps = [step for step, _ in history]
+    for axes, field, title in zip(figure.subplots(1, 2), (1, 2), ("FVU", "dead fraction"), strict=True):
+        for i, layer in enumerate(layers):
+            shade = 0.85 * i / max(1, len(layers) - 1)
+            axes.plot(steps, [found[i][field] for _, found in history], color=colour(shade), label=layer)
+        axes.set(xlabel="step", title=f"{title} in training", ylim=(0, None))
+    axes.legend(fontsize=7, ncols=1 + len(layers) // 13)
+    with features.replacing(file) as temporary:
+        figure.savefig(temporary, metadata={"Software": None})
+
+
+def costs(work: Work, seconds: float) -> dict[str, Any]:
     """Seconds, samples per second, peak memory in bytes, hardware and versions."""
-    seconds = time.monotonic() - started
+    cuda = work.stream.device.startswith("cuda")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    cuda = device.startswith("cuda")
+    packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
     return {
         "seconds": round(seconds, 3),
-        "samples_per_second": round(n_samples / seconds, 3),
+        "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "peak_gpu_memory": torch.cuda.max_memory_allocated() if cuda else None,
-        "hardware": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
-            },
-        },
+        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "processes": processes(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
     }
 
 
 def table(recorded: features.Run) -> str:
     """The run's scores by layer, and what it cost, for a person."""
     manifest = recorded.manifest
-    rows = [f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'L0':>7} {'dead':>7} {'dense':>7}"]
+    lines = [f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'L0':>7} {'dead':>7} {'dense':>7}"]
     for layer in recorded.layers:
         fvu, l0, dead, dense = (manifest[field][layer] for field in Scores._fields)
-        shown = "   none" if fvu is None else f"{fvu:7.3f}"
-        rows.append(
-            f"{layer:<8} {manifest['sae'][layer]['d_sae']:>7} {shown} {l0:7.1f} {dead:7.3f} {dense:7.3f}"
-        )
+        fit = f"{'-':>7}" if fvu is None else f"{fvu:7.3f}"
+        width = manifest["sae"][layer]["d_sae"]
+        lines.append(f"{layer:<8} {width:>7} {fit} {l0:7.1f} {dead:7.3f} {dense:7.3f}")
     kind = "held-out samples" if manifest["held_out"] else "samples, which it was trained on too"
-    rows.append(
-        f"run {recorded.name}: {recorded.n_samples} samples of {manifest['dataset']['name']} in "
-        f"{manifest['seconds']:.0f} s ({manifest['samples_per_second']:.0f} a second), "
-        f"{manifest['peak_memory'] / 2**30:.1f} GiB; scores on {manifest['evaluated_samples']} {kind}; {recorded.path}/"
+    lines.append(f"scores on {manifest['evaluated_samples']} {kind}")
+    memory = manifest["peak_gpu_memory"] or manifest["peak_memory"]
+    lines.append(
+        f"run {recorded.name}: {recorded.n_samples} samples of {manifest['dataset']['name']}, "
+        f"{manifest['seconds']:.0f} s ({manifest['samples_per_second']:.0f} samples a second), "
+        f"{memory / 2**30:.1f} GiB on {manifest['hardware']}; in {recorded.path}/"
     )
-    return "\n".join(rows)
+    return "\n".join(lines)

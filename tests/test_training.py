@@ -28,6 +28,9 @@ ARGUMENTS = {
     "batch_size": 16,
     "epochs": 1,
     "lr": None,
+    "recipe": "ours",
+    "precision": "float32",
+    "checkpoint_every": 60.0,
     "seeds": [0],
     "runname": "run",
     "overwrite": False,
@@ -124,7 +127,7 @@ def test_the_same_command_gives_the_same_run_folder_and_another_seed_another(tra
 def test_the_manifest_says_what_was_done(train):
     (run,) = train()
     manifest = json.loads((run.path / "run.json").read_text())
-    assert manifest["encoder"] == {"model": "Small", "checkpoint": "none", "modality": "text"}
+    assert manifest["encoder"] == dict(model="Small", checkpoint="none", modality="text", random_weights=None)
     assert manifest["dataset"]["fingerprint"] == SmallPairs(300).fingerprint
     assert manifest["sae"]["layer1"] == {"d_in": 8, "d_sae": 24, "k": 2}
     assert manifest["training"]["seed"] == 0
@@ -153,8 +156,8 @@ def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
 
 
 def test_training_learns(train):
-    (short,) = train(pairs=SmallPairs(300), runname="short", batch_size=128)
-    (long,) = train(pairs=SmallPairs(300), runname="long", epochs=60)
+    (short,) = train(pairs=SmallPairs(300), runname="short", batch_size=128, layers=[0])
+    (long,) = train(pairs=SmallPairs(300), runname="long", epochs=30, layers=[0])
     assert long.manifest["fvu"]["layer0"] < 0.5 * short.manifest["fvu"]["layer0"]
     decoder = TopKSAE.load(long.path / "layer0").W_dec
     torch.testing.assert_close(decoder.norm(dim=1), torch.ones(24))
@@ -218,15 +221,6 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
         train(pairs=SmallPairs(20))
     assert (run.path / "run.json").read_bytes() == before
     train(pairs=SmallPairs(20), overwrite=True)
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    factors = [training.schedule(done) for done in (0.0, 0.025, 0.05, 0.5, 0.8, 0.9, 0.999)]
-    assert factors[0] == pytest.approx(0.02)
-    assert factors[1] == pytest.approx(0.5, abs=0.03)
-    assert factors[2:5] == [1, 1, 1]
-    assert factors[5] == pytest.approx(0.5)
-    assert 0 < factors[6] < 0.01
 
 
 @pytest.mark.parametrize(

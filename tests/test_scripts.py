@@ -1,0 +1,319 @@
+"""The stage scripts as a user types them: real runs on small folders, and mistakes that end in one line."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from PIL import Image
+
+import comp_sharedness
+import features
+import show
+import train_image
+import train_text
+import wmppc
+from demo import scenes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+N_PICTURES = 120
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder of pictures with captions, recorded by an image and a text encoder."""
+    here = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        Path("photos/deep").mkdir(parents=True)
+        with open("photos/captions.jsonl", "w") as file:
+            for row in range(N_PICTURES):
+                name = f"{'deep/' * (row % 2)}{row:03d}.png"
+                scenes.picture(row).save(Path("photos", name))
+                file.write(json.dumps({"file": name, "caption": scenes.captions(row)[0]}) + "\n")
+        data = ["--dataset", "folder", "--data_root", "photos"]
+        train_image.main([*data, "--runname", "image"])
+        train_text.main([*data, "--runname", "text"])
+    return here
+
+
+@pytest.fixture
+def here(world, monkeypatch):
+    """Be where the runs are."""
+    monkeypatch.chdir(world)
+    return world
+
+
+def complaint(capsys, main, *words):
+    """What a script says of a mistake: one line, after which it leaves with code 2."""
+    with pytest.raises(SystemExit) as left:
+        main(list(words))
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.split("\n") if line.startswith("error: ")]
+    assert left.value.code == 2
+    assert len(lines) == 1
+    assert printed.err.rstrip().split("\n")[-1] == lines[0], printed.err
+    return lines[0]
+
+
+# ---------------------------------------------------------------------------------------------- right use
+
+
+def test_image_and_text_runs_are_aligned_and_name_their_files(here):
+    image, text = features.open_run("image"), features.open_run("text")
+    features.check_aligned([image, text])
+    assert image.n_samples == N_PICTURES
+    assert image.manifest["dataset"]["name"] == "photos"
+    assert [sample["image"] for sample in image.samples()][:3] == ["000.png", "deep/001.png", "002.png"]
+    assert image.samples() == text.samples()
+    assert (image.manifest["token"], text.manifest["token"]) == ("cls", "end_of_text")
+
+
+def load_by_hand(name, layer):
+    """A layer's features straight from its files, in numpy."""
+    parts = sorted(Path("sae_features", name, layer).glob("features-*.npz"))
+    return np.vstack([scipy.sparse.load_npz(part).toarray() for part in parts]).astype(np.float64)
+
+
+def test_wmppc_is_what_ten_lines_of_numpy_say(here, capsys):
+    forward, backward = wmppc.main(["--source", "image", "--target", "text"])
+
+    def score(source, target):
+        x, y = load_by_hand(source, "layer2"), load_by_hand(target, "layer2")
+        weights = x.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            x, y = (x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)
+        r = np.nan_to_num(x, nan=0).T @ np.nan_to_num(y, nan=0) / len(x)
+        return (weights * r.max(1)).sum() / weights.sum()
+
+    assert forward.wmppc["last_layer"].value == pytest.approx(score("image", "text"), abs=1e-5)
+    assert backward.wmppc["last_layer"].value == pytest.approx(score("text", "image"), abs=1e-5)
+    assert f"{score('image', 'text'):.3f}" in capsys.readouterr().out
+
+
+def test_sharedness_ranks_and_writes_every_feature(here, tmp_path):
+    file = tmp_path / "all.csv"
+    shared = comp_sharedness.main(
+        ["--source", "image", "--min_group", "text", "--max_group", "image", "--csv", str(file)]
+    )
+    assert len(file.read_text().splitlines()) == 1 + 384
+    assert (np.diff(shared.delta) <= 0).all()
+    assert shared.delta.max() <= 1e-3  # nothing of a run is less in the run itself than in another
+
+
+@pytest.mark.parametrize("run", ["image", "text"])
+def test_show_makes_a_sheet_for_each_feature(here, tmp_path, run):
+    files = show.main(["--run", run, "--top", "3", "--out", str(tmp_path)])
+    assert len(files) == 3
+    assert files[0].parent == tmp_path / run
+    sums = load_by_hand(run, "layer2").sum(0)
+    counts = (load_by_hand(run, "layer2") > 0).sum(0)
+    expected = [f"layer2-feature{i:05d}.png" for i in np.argsort(-sums) if counts[i] >= 16][:3]
+    assert [file.name for file in files] == expected
+    with Image.open(files[0]) as sheet:
+        assert sheet.width > 700
+
+
+def test_show_takes_all_features_with_sixteen_activations_by_default(here, tmp_path):
+    files = show.main(["--run", "image", "--layer", "0", "--out", str(tmp_path)])
+    counts = (load_by_hand("image", "layer0") > 0).sum(0)
+    assert len(files) == (counts >= 16).sum() > 3
+
+
+# ----------------------------------------------------------------------------------------------- mistakes
+
+FOLDER = ("--dataset", "folder", "--data_root", "photos", "--runname", "never")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "Clip"], ["'Clip'", "ClipVision", "DinoV2"]),
+        (["--model", "ClipText"], ["'ClipText'", "ClipVision"]),
+        (["--model", "ViT", "--checkpoint", "no/such"], ["no/such"]),
+        (["--checkpoint", "whatever"], ["whatever", "--model"]),
+        (
+            ["--model", "ViT", "--clip_model_name", "ViT-B/32-quickgelu"],
+            ["--clip_model_name", "--vit_model_name"],
+        ),
+        (["--clip_model_name", "ViT-B/33"], ["ViT-B/33", "ViT-B-32"]),
+        (["--layers", "3"], ["3", "0", "2"]),
+        (["--layers", "-4"], ["-4"]),
+        (["--top_k", "385"], ["385", "384"]),
+        (["--top_k", "0"], ["'0'", "at least 1"]),
+        (["--lr", "-1"], ["-1", "above 0"]),
+        (["--batch_size", "x"], ["'x'"]),
+        (["--expansion", "4"], ["--expansion"]),
+        (["--runname", "a/b"], ["'a/b'"]),
+        (["--dataset", "imagenet"], ["'imagenet'", "coco", "folder"]),
+        (["--data_root", "nowhere"], ["nowhere"]),
+        (["--limit", "0"], ["0", "at least 1"]),
+        (["--runname", "image"], ["'image' exists", "--overwrite"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_in_one_line(here, capsys, words, said):
+    line = complaint(capsys, train_image.main, *FOLDER, *words)
+    for part in said:
+        assert part in line
+    assert "never" not in features.run_names()
+
+
+def test_coco_says_where_it_looked_and_how_to_get_it(here, capsys):
+    line = complaint(capsys, train_image.main, "--model", "DemoViT", "--dataset", "coco")
+    assert "data/coco" in line
+    assert "captions_train2017.json" in line
+
+
+def test_other_encoders_take_coco_by_default(here, capsys, tmp_path, monkeypatch):
+    line = complaint(
+        capsys, train_text.main, "--model", "Bert", "--checkpoint", str(REPOSITORY / "demo/encoders/bert")
+    )
+    assert "data/coco" in line
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of thirty pictures to spoil."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad").mkdir()
+    for row in range(30):
+        scenes.picture(row).save(f"bad/{row}.png")
+    Path("bad/captions.tsv").write_text(
+        "".join(f"{row}.png\t{scenes.captions(row)[0]}\n" for row in range(30))
+    )
+    return tmp_path / "bad"
+
+
+BAD = ("--dataset", "folder", "--data_root", "bad", "--layers", "0")
+
+
+def test_an_empty_data_set_is_refused(photos, capsys):
+    (photos / "captions.tsv").write_text("")
+    assert "bad" in complaint(capsys, train_image.main, *BAD)
+
+
+def test_a_missing_picture_is_named(photos, capsys):
+    (photos / "7.png").unlink()
+    assert "7.png" in complaint(capsys, train_image.main, *BAD)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_unreadable_picture_is_named_with_its_row(photos, capsys, workers):
+    (photos / "7.png").write_bytes(b"no picture")
+    line = complaint(capsys, train_image.main, *BAD, "--workers", workers)
+    assert "row 7" in line
+    assert "7.png" in line
+    assert features.run_names() == []
+
+
+def test_unreadable_pictures_can_be_left_out_of_both_sides(photos, capsys):
+    (photos / "7.png").write_bytes(b"no picture")
+    (image,) = train_image.main([*BAD, "--skip_unreadable", "--runname", "image"])
+    (text,) = train_text.main([*BAD, "--skip_unreadable", "--runname", "text"])
+    features.check_aligned([image, text])
+    assert image.n_samples == text.n_samples == 29
+    for run in (image, text):
+        assert [item["path"] for item in run.manifest["unreadable"]] == ["7.png"]
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (wmppc.main, ["--source", "image", "--target", "nix"], ["'nix'", "image, text"]),
+        (wmppc.main, ["--source", "../image", "--target", "image"], ["../image"]),
+        (wmppc.main, ["--source", "image"], ["--target"]),
+        (comp_sharedness.main, ["--source", "image", "--min_group", "nix", "--max_group", "text"], ["'nix'"]),
+        (show.main, ["--run", "nix"], ["'nix'", "image, text"]),
+        (show.main, ["--run", "image", "--features", "384"], ["384", "383"]),
+        (show.main, ["--run", "image", "--layer", "7"], ["7", "layer0, layer1, layer2"]),
+        (show.main, ["--run", "image", "--data_root", "nowhere"], ["nowhere"]),
+        (show.main, ["--run", "image", "--top", "0"], ["'0'"]),
+    ],
+)
+def test_mistakes_about_runs_end_in_one_line(here, capsys, main, words, said):
+    line = complaint(capsys, main, *words)
+    for part in said:
+        assert part in line
+
+
+def test_incomplete_and_unaligned_runs_are_refused(photos, capsys):
+    for name, limit in (("one", "20"), ("two", "21")):
+        train_image.main([*BAD, "--limit", limit, "--runname", name])
+    capsys.readouterr()
+    line = complaint(capsys, wmppc.main, "--source", "one", "--target", "two")
+    assert "'one' and 'two' are not comparable" in line
+    Path("sae_features/one/run.json").unlink()
+    assert "'one' is incomplete" in complaint(capsys, wmppc.main, "--source", "one", "--target", "two")
+    assert "'one' is incomplete" in complaint(capsys, show.main, "--run", "one")
+
+
+def test_show_refuses_pictures_that_are_not_the_runs(photos, capsys):
+    train_image.main([*BAD, "--runname", "one"])
+    lines = (photos / "captions.tsv").read_text().splitlines()
+    (photos / "captions.tsv").write_text("\n".join(lines[1:]) + "\n")
+    capsys.readouterr()
+    assert "has changed" in complaint(capsys, show.main, "--run", "one")
+
+
+# ------------------------------------------------------------------------------------------- the three ranks
+
+RANKS = [
+    {
+        "commandline",
+        "wrappedmodels",
+        "sae",
+        "data",
+        "features",
+        "correlation",
+        "activations",
+        "quality",
+        "sheets",
+        "trainer",
+    },
+    {"training"},
+    {"train_image", "train_text", "wmppc", "comp_sharedness", "show"},
+]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_imports_go_downwards_only(rank):
+    ours = set().union(*RANKS)
+    below = set().union(*RANKS[:rank])
+    for module in RANKS[rank]:
+        tree = ast.parse((REPOSITORY / f"{module}.py").read_text())
+        top = [node for node in tree.body if not is_main_block(node) and not is_main(node)]
+        found = {name for node in top for part in ast.walk(node) for name in imported(part)}
+        assert found & ours <= below, module
+
+
+def is_main_block(node):
+    """`if __name__ == …`, under which a leaf is a script and may import what scripts may."""
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def is_main(node):
+    return isinstance(node, ast.FunctionDef) and node.name == "main"
+
+
+def imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+@pytest.mark.parametrize("name", ["train_image", "train_text", "wmppc", "comp_sharedness", "show"])
+def test_help_needs_none_of_the_heavy_libraries(name):
+    heavy = "{'torch', 'open_clip', 'transformers', 'torchvision', 'scipy', 'numba', 'matplotlib'}"
+    code = f"import sys, {name}\ntry: {name}.main(['--help'])\nfinally: print(*({heavy} & set(sys.modules)), '.')"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == ".", f"imports {done.stdout.splitlines()[-1]}"
+    assert "usage:" in done.stdout
+    assert time.monotonic() - started < 20  # a machine that hangs, not a measure of speed

@@ -1,0 +1,135 @@
+"""One SAE in training on one layer's tokens: its recipe, its optimiser, its dead latents, its state."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Recipe(NamedTuple):
+    """How SAEs are trained. `lr` None: by the SAE's width."""
+
+    standardized: bool  # centre and scale the activations first
+    unit_norm: bool  # decoder rows keep unit norm, without the gradient along them
+    auxk: bool  # dead latents learn to reconstruct what is left (Gao et al. 2024, arXiv 2406.04093, A.2)
+    warm_up: float  # the share of the steps in which the learning rate rises from zero
+    decay: float  # and in which it falls to zero
+    lr: float | None
+
+
+RECIPES = {
+    "ours": Recipe(standardized=True, unit_norm=True, auxk=True, warm_up=0.05, decay=0.2, lr=None),
+    # arXiv 2507.18512's public code: plain Adam on raw activations
+    "original": Recipe(standardized=False, unit_norm=False, auxk=False, warm_up=0.0, decay=0.0, lr=5e-5),
+}
+DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens
+
+
+class Standardizer(NamedTuple):
+    """A layer's mean [d_in] and one scale: z = (x - mean) / scale has entries of mean square one.
+
+    Latents die first where activations are not centred; the scale lets one learning rate suit every layer.
+    """
+
+    mean: Float[Tensor, " d_in"]
+    scale: float
+
+    def __call__(self, tokens: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+        return (tokens - self.mean) / self.scale
+
+    @classmethod
+    def of(cls, tokens: Float[Tensor, "token d_in"], recipe: Recipe) -> "Standardizer":
+        """From a sample of tokens; the identity where the recipe takes activations as they are."""
+        if not recipe.standardized:
+            return cls(torch.zeros_like(tokens[0]), 1.0)
+        exact = tokens.double()
+        mean = exact.mean(0)
+        return cls(mean.to(tokens.dtype), float((exact - mean).square().mean().sqrt()) or 1.0)
+
+
+class LayerTrainer:
+    """One `sae.TopKSAE` in training on standardised tokens.
+
+    In a process group every process steps on its own share of the tokens and all keep the same SAE.
+    """
+
+    def __init__(
+        self, sae: Any, recipe: Recipe, n_steps: int, n_tokens: float, lr: float | None, precision: str
+    ):
+        self.sae, self.recipe, self.n_steps, self.precision = sae, recipe, n_steps, precision
+        # 2e-4 at 2^14 latents, and the narrower the faster (Gao et al. 2024, section 2.3)
+        self.lr = lr or recipe.lr or 2e-4 / math.sqrt(sae.d_sae / 2**14)
+        self.dead_after = min(DEAD_TOKENS, int(DEAD_SHARE * n_tokens))
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=self.lr, fused=True)
+        device = sae.b_enc.device
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=device)
+        self.report_sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, error, squares
+        self.steps_done = 0
+
+    def schedule(self) -> float:
+        """The learning rate's factor: up, flat, down, all linear."""
+        done = self.steps_done + 1
+        rise = done / max(1.0, self.recipe.warm_up * self.n_steps)
+        fall = (self.n_steps + 1 - done) / max(1.0, self.recipe.decay * self.n_steps)
+        return min(1.0, rise, fall)
+
+    def step(self, z: Float[Tensor, "token d_in"]):
+        """One Adam step; nothing here waits for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule()
+        dead = self.since_fired > self.dead_after if self.recipe.auxk else None
+        done = self.sae.step_gradients(z, dead, precision=self.precision)
+        n_tokens = torch.full_like(done.fired[:1], len(z))
+        self._sum_over_processes(done.fired, n_tokens)
+        if self.recipe.unit_norm:
+            self.sae.remove_parallel_gradient()
+        self.optimizer.step()
+        if self.recipe.unit_norm:
+            self.sae.normalize_decoder()
+        self.since_fired = (self.since_fired + n_tokens).masked_fill_(done.fired > 0, 0)
+        self.report_sums += torch.stack([done.loss, done.squared_error, z.square().sum()])
+        self.steps_done += 1
+
+    def _sum_over_processes(self, *counts: Tensor):
+        if torch.distributed.is_initialized():
+            for tensor in (*(parameter.grad for parameter in self.sae.parameters()), *counts):
+                # a transposed view, as W_enc is kept, is reduced through the contiguous tensor below it
+                torch.distributed.all_reduce(tensor if tensor.is_contiguous() else tensor.T)
+
+    def report(self) -> tuple[float, float, float]:
+        """Mean loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""
+        loss, error, squares = self.report_sums.tolist()  # z is centred: its squares are its variance
+        self.report_sums.zero_()
+        return loss, error / squares if squares else math.nan, float(self.dead().float().mean())
+
+    def dead(self) -> Tensor:
+        """Which latents, bool [d_sae], have not fired for `dead_after` tokens."""
+        return self.since_fired > self.dead_after
+
+    # The state that a killed run goes on from -----------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later steps depend on, as named tensors."""
+        tensors = {"since_fired": self.since_fired, "report_sums": self.report_sums}
+        for name, parameter in self.sae.named_parameters():
+            tensors[name] = parameter.detach()
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"{name}.{moment}"] = value
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], steps_done: int):
+        """Go on from a `state` that was taken after `steps_done` steps."""
+        self.steps_done = steps_done
+        self.since_fired.copy_(tensors["since_fired"])
+        self.report_sums.copy_(tensors["report_sums"])
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(tensors[name])
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[parameter][moment] = torch.empty_like(parameter).copy_(
+                    tensors[f"{name}.{moment}"]
+                )
+            self.optimizer.state[parameter]["step"] = tensors[f"{name}.step"].to(parameter.device)
