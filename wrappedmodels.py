@@ -9,6 +9,7 @@ import difflib
 import functools
 import logging
 import os
+import time
 from argparse import ArgumentTypeError as UserError
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,10 @@ class Activations(NamedTuple):
     pool: Float[Any, "sample token"]  # sums to 1 per sample: one-hot at the recorded token, or 1/n of a mean
 
 
+def no_padding(batch: dict) -> None:
+    """The mask of an encoder whose items all have the same tokens."""
+
+
 class Parts(NamedTuple):
     """What a loader knows of one encoder."""
 
@@ -34,9 +39,11 @@ class Parts(NamedTuple):
     forward: Callable[[dict], Any]  # runs the tower over a batch; what it returns is not looked at
     preprocess: Callable[[Any], dict]  # one item to tensors; picklable
     collate: Callable[[list], dict]  # those of several items to a padded batch; picklable
-    mask: Callable[[dict], Any] | None = None  # batch -> Bool [sample token]; None: there is no padding
-    registers: int = 0  # tokens 1..registers stand for nothing in the sample
+    mask: Callable[[dict], Any] = no_padding  # batch -> Bool [sample token], or None: every token counts
+    registers: slice = slice(0)  # tokens that stand for nothing in the sample
     channels_last: bool = False  # how to read a block's 4-D output
+    token: str = ""  # what the encoder itself pools, and its blocks: where the row leaves them open
+    blocks: str = ""
 
 
 class Row(NamedTuple):
@@ -44,10 +51,10 @@ class Row(NamedTuple):
 
     modality: str
     flag: str  # the family's own spelling of --checkpoint
-    checkpoint: str  # the default
+    checkpoint: str  # the default; empty: the user must name one
     loader: Callable[[str, "Row", int | None], Parts]
-    blocks: str  # dotted path of the ModuleList to hook
-    token: str  # what is recorded of a sample: a key of TOKENS, or "mean"
+    blocks: str  # dotted path of the list to hook; empty: asked of the model
+    token: str  # what is recorded of a sample: a key of TOKENS, or "mean"; empty: asked of the model
     note: str = ""
     types: tuple[str, ...] = ()  # the transformers model types that belong here; empty: any
     checkpoints: tuple[str, ...] = ()  # the paper's, by their exact spelling
@@ -104,7 +111,10 @@ def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
     if not repository:
         raise UserError(f"{name!r} cannot be loaded: {first_line(missing)}") from missing
     reach(name, repository, offline)
-    return build()
+    try:
+        return build()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def reach(name: str, repository: str, offline: bool):
@@ -207,8 +217,8 @@ def pretrained_tag(name: str, model: str, tag: str) -> str:
     raise UserError(f"{name!r} does not say which weights to take; choose one of {choices}")
 
 
-def open_clip_model(name: str, seed: int | None) -> tuple[Any, str]:
-    """Build an open_clip model in single precision; also open_clip's own name for it."""
+def open_clip_model(name: str, seed: int | None) -> tuple[Any, Callable[[], Any]]:
+    """Build an open_clip model in single precision; also what makes its tokenizer."""
     import open_clip
 
     model, tag, repository = open_clip_name(name)
@@ -220,22 +230,45 @@ def open_clip_model(name: str, seed: int | None) -> tuple[Any, str]:
         pretrained=tag if tag and seed is None else None,
         load_weights=seed is None,
         require_pretrained=seed is None,  # else a folder or repository without weights means random ones
+        pretrained_text=False,  # nor fetch a text tower's own weights, which the checkpoint replaces
         force_quick_gelu=options.get("quick_gelu", False),  # ViT-B-32 with OpenAI's weights needs it too
         force_preprocess_cfg=recipe,
     )
-    return from_hub(build, name, repository), model
+    tokenizer = functools.partial(open_clip.get_tokenizer, model)
+    return from_hub(build, name, repository), lambda: from_hub(tokenizer, name, repository)
 
 
 def open_clip_image(name: str, row: Row, seed: int | None) -> Parts:
-    """The image tower of an open_clip model."""
+    """The image tower of an open_clip model: its own ViT, one of timm, or a ResNet."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torch.utils.data import default_collate
 
     model, _ = open_clip_model(name, seed)
     keep_only(model, "visual")
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    preprocess = functools.partial(transformed, transform)
-    return Parts(model, lambda batch: model.visual(batch["pixel_values"]), preprocess, default_collate)
+    return Parts(
+        model,
+        lambda batch: model.visual(batch["pixel_values"]),
+        functools.partial(transformed, transform),
+        default_collate,
+        **same_token(name, row, open_clip_layout(model.visual)),
+    )
+
+
+def keep_only(model: Any, child: str):
+    """Drop a model's other children: the tower that is not wanted need not be moved to the device."""
+    for name in [name for name, _ in model.named_children() if name != child]:
+        delattr(model, name)
+
+
+def open_clip_layout(visual: Any) -> dict:
+    """Where an open_clip image tower has its blocks, and what it pools."""
+    if hasattr(visual, "trunk"):
+        return timm_layout(visual.trunk, "visual.trunk.")
+    if hasattr(visual, "layer4"):
+        stages = ",".join(f"visual.layer{stage}" for stage in (1, 2, 3, 4))
+        return {"blocks": stages, "token": "mean"}
+    return {"blocks": "visual.transformer.resblocks", "token": "mean" if visual.pool_type == "avg" else "cls"}
 
 
 def transformed(transform: Callable, picture: Any) -> dict:
@@ -244,20 +277,50 @@ def transformed(transform: Callable, picture: Any) -> dict:
 
 
 def open_clip_text(name: str, row: Row, seed: int | None) -> Parts:
-    """The text tower of an open_clip model, whose end of text is the highest id of a caption."""
-    import open_clip
-
-    model, source = open_clip_model(name, seed)
+    """The text tower of an open_clip model: CLIP's causal one, or what its pooling says it is."""
+    model, tokenizer = open_clip_model(name, seed)
     del model.visual
-    tokenizer = from_hub(lambda: open_clip.get_tokenizer(source), name, open_clip_name(name)[2])
     text = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
-    return Parts(
-        model,
-        lambda batch: causal_text(text, batch["input_ids"]),
-        functools.partial(open_clip_ids, tokenizer),
-        crop_to_end_of_text,
-        mask=lambda batch: up_to_end_of_text(batch["input_ids"]),
-    )
+    reading = same_token(name, row, open_clip_reading(text))
+    return Parts(model, preprocess=functools.partial(open_clip_ids, tokenizer()), **reading)
+
+
+def same_token(name: str, row: Row, layout: dict) -> dict:
+    """`layout` as it is; UserError where the model does not pool the token that the row is for."""
+    if row.token and row.token != layout["token"]:
+        generic = "OpenClipVision" if row.modality == "image" else "OpenClipText"
+        raise UserError(f"{name!r} pools {layout['token']}, not {row.token}; use --model {generic}")
+    return layout
+
+
+def open_clip_reading(text: Any) -> dict:
+    """How to run an open_clip text tower, which of its tokens count, and which one it pools."""
+    from torch.utils.data import default_collate
+
+    run = getattr(text, "encode_text", text)  # CLIP itself, or a tower of its own
+    whole = {"forward": lambda batch: run(batch["input_ids"]), "collate": default_collate}
+    if hasattr(text, "config"):  # a model of transformers
+        cls = type(text.pooler).__name__.startswith("Cls")
+        mask = functools.partial(words, text.config.pad_token_id)
+        return whole | {
+            "mask": mask,
+            "token": "cls" if cls else "mean",
+            "blocks": hf_blocks(text.transformer),
+        }
+    whole |= {"blocks": "transformer.resblocks"}
+    pool = getattr(text, "text_pool_type", None) or text.pool_type
+    if getattr(text, "cls_emb", None) is not None:  # CoCa appends the token that it pools
+        return whole | {"mask": functools.partial(words_and_one_more, text.pad_id), "token": "last"}
+    if pool not in ("argmax", "eos") or text.attn_mask is None or getattr(text, "use_pad_mask", False):
+        mask = functools.partial(words_and_last, getattr(text, "pad_id", 0))
+        return whole | {"mask": mask, "token": "cls" if pool == "first" else "last"}
+    end = None if pool == "argmax" else getattr(text, "text_eos_id", None) or text.eos_id
+    return whole | {
+        "forward": lambda batch: causal_text(text, batch["input_ids"]),
+        "collate": functools.partial(crop_to_end_of_text, end),
+        "mask": functools.partial(up_to_end_of_text, end),
+        "token": "end_of_text",
+    }
 
 
 def open_clip_ids(tokenizer: Callable, caption: str) -> dict:
@@ -265,19 +328,25 @@ def open_clip_ids(tokenizer: Callable, caption: str) -> dict:
     return {"input_ids": tokenizer([caption])[0]}
 
 
-def crop_to_end_of_text(items: list) -> dict:
+def end_of_text(ids: Int[Any, "sample token"], end: int | None) -> Int[Any, " sample"]:
+    """Where captions end: at the first id `end`, or, as in CLIP, at the highest id."""
+    return ids.argmax(1) if end is None else (ids == end).int().argmax(1)
+
+
+def crop_to_end_of_text(end: int | None, items: list) -> dict:
     """Stack captions up to the longest end of text: a causal model puts nothing of use behind it."""
     import torch
 
     ids = torch.stack([item["input_ids"] for item in items])
-    return {"input_ids": ids[:, : int(ids.argmax(1).max()) + 1]}
+    return {"input_ids": ids[:, : int(end_of_text(ids, end).max()) + 1]}
 
 
-def up_to_end_of_text(ids: Int[Any, "sample token"]) -> Bool[Any, "sample token"]:
+def up_to_end_of_text(end: int | None, batch: dict) -> Bool[Any, "sample token"]:
     """True from the start of text to the end of text, both included."""
     import torch
 
-    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(1, keepdim=True)
+    ids = batch["input_ids"]
+    return torch.arange(ids.shape[1], device=ids.device) <= end_of_text(ids, end)[:, None]
 
 
 def causal_text(text: Any, ids: Int[Any, "sample token"]) -> Any:
@@ -287,22 +356,93 @@ def causal_text(text: Any, ids: Int[Any, "sample token"]) -> Any:
     return text.transformer(embedded, attn_mask=text.attn_mask[:n_tokens, :n_tokens])
 
 
-def keep_only(model: Any, child: str):
-    """Drop a model's other children: the tower that is not wanted need not be moved to the device."""
-    for name in [name for name, _ in model.named_children() if name != child]:
-        delattr(model, name)
+def words(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding."""
+    return batch["input_ids"] != padding
+
+
+def words_and_last(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding, and at the last, which is the one that is pooled."""
+    mask = words(padding, batch)
+    mask[:, -1] = True
+    return mask
+
+
+def words_and_one_more(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding, and at one that the model appends."""
+    from torch.nn.functional import pad
+
+    return pad(words(padding, batch), (0, 1), value=True)
+
+
+# --------------------------------------------------------------------------------------------------------
+# timm
+
+
+def timm_image(name: str, row: Row, seed: int | None) -> Parts:
+    """An image encoder of timm."""
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+    from torch.utils.data import default_collate
+
+    source, repository = timm_name(name)
+    tower = from_hub(functools.partial(timm.create_model, source, pretrained=seed is None), name, repository)
+    transform = create_transform(**resolve_model_data_config(tower), is_training=False)
+    return Parts(
+        tower,
+        lambda batch: tower(batch["pixel_values"]),
+        functools.partial(transformed, transform),
+        default_collate,
+        **timm_layout(tower, "", row.blocks),
+    )
+
+
+def timm_name(name: str) -> tuple[str, str]:
+    """Read a checkpoint's name as (timm's name, hub repository): MODEL[.TAG], OWNER/NAME, FOLDER."""
+    import timm
+
+    if folder := local_folder(name):
+        return f"local-dir:{folder}", ""
+    if "/" in name:
+        name = name.removeprefix("hf-hub:")
+        return f"hf-hub:{name}", name
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 4, 0.4)
+        raise UserError(
+            f"timm has no model {name!r}; nearest: {', '.join(close) or 'none'}; "
+            "or write OWNER/NAME of the hub or local-dir:FOLDER"
+        )
+    settings = timm.get_pretrained_cfg(name)
+    return name, (settings and settings.hf_hub_id) or ""
+
+
+def timm_layout(trunk: Any, prefix: str = "", blocks: str = "") -> dict:
+    """Where a timm model has its blocks, as it says itself, and which tokens come before the patches."""
+    has_cls = getattr(trunk, "cls_token", None) is not None
+    pools_cls = has_cls and getattr(trunk, "global_pool", "token") in ("token", "", None)
+    return {
+        "blocks": blocks or timm_blocks(trunk, prefix),
+        "token": "cls" if pools_cls else "mean",
+        "registers": slice(int(has_cls), getattr(trunk, "num_prefix_tokens", 0) or 0),
+        "channels_last": getattr(trunk, "output_fmt", "NCHW") == "NHWC",
+    }
+
+
+def timm_blocks(trunk: Any, prefix: str) -> str:
+    """The modules that timm lists as a model's features, without a stem's lone activation."""
+    modules = dict(trunk.named_modules())
+    names = [info["module"] for info in getattr(trunk, "feature_info", None) or []]
+    names = [name for name in names if name in modules and next(modules[name].parameters(), None) is not None]
+    if not names:
+        raise UserError(f"timm does not say where the blocks of this model are; {choose_blocks(trunk)}")
+    parent = names[0].rpartition(".")[0]
+    if names == [f"{parent}.{number}" for number in range(len(names))]:
+        return prefix + parent
+    return ",".join(prefix + name for name in names)
 
 
 # --------------------------------------------------------------------------------------------------------
 # transformers
-
-# A checkpoint of two towers is loaded as the one that is wanted.
-TOWERS = {
-    ("siglip", "image"): "SiglipVisionModel",
-    ("siglip", "text"): "SiglipTextModel",
-    ("siglip2", "image"): "Siglip2VisionModel",
-    ("siglip2", "text"): "Siglip2TextModel",
-}
 
 # torch.hub's names of DINOv2, without torch.hub: it runs code from the network.
 DINOV2 = {
@@ -310,36 +450,8 @@ DINOV2 = {
     for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant"))
     for suffix in ("", "_reg")
 }
-
-
-def hf_tower(name: str, row: Row, seed: int | None) -> Any:
-    """Build a transformers model, or the wanted tower of one, in single precision."""
-    import torch
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(name)
-    check_type(name, config.model_type, row)
-    tower_name = TOWERS.get((config.model_type, row.modality))
-    model_class = getattr(transformers, tower_name or "AutoModel")
-    if seed is None:
-        tower, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        missing = [key for key in report["missing_keys"] if row.blocks in key]
-        if missing:  # a pooler or a head may be missing, for nothing reads it
-            raise UserError(f"{name!r} lacks {len(missing)} weights of its blocks, {missing[0]} among them")
-        return tower
-    if tower_name:
-        return model_class._from_config(model_class.config_class.from_pretrained(name))
-    return model_class.from_config(config)
-
-
-def check_type(name: str, found: str, row: Row):
-    """Refuse a checkpoint of another family, and say which row takes it."""
-    if row.types and found not in row.types:
-        rows = [key for key, other in REGISTRY.items() if found in other.types and not key.startswith("Demo")]
-        raise UserError(
-            f"{name!r} is a {found!r} model, not {' or '.join(row.types)}; "
-            f"use {' or '.join(f'--model {key}' for key in rows) or 'another checkpoint'}"
-        )
+PART = {"image": "vision_config", "text": "text_config", "audio": "audio_config"}
+INPUT = {"image": "pixel_values", "text": "input_ids", "audio": "input_features"}
 
 
 def hf_load(name: str, build: Callable[[str], Any]) -> Any:
@@ -357,20 +469,84 @@ def hf_load(name: str, build: Callable[[str], Any]) -> Any:
             bars.enable_progress_bar()
 
 
+def hf_tower(row: Row, seed: int | None, name: str) -> tuple[Any, str]:
+    """Build a transformers model in single precision, and say where its blocks are.
+
+    Of a checkpoint with two towers it is the one that is wanted, of an encoder and decoder the encoder.
+    """
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    check_type(name, config.model_type, row)
+    config = getattr(config, PART[row.modality], None) or config
+    model_class = type(config).__name__.removesuffix("Config") + "Model"  # SiglipTextConfig, SiglipTextModel
+    model_class = getattr(transformers, model_class, transformers.AutoModel)
+    if seed is None:
+        model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    else:
+        model, report = model_class._from_config(config, dtype=torch.float32), {"missing_keys": ()}
+    tower = model.get_encoder() if config.is_encoder_decoder else model
+    if tower.main_input_name != INPUT[row.modality]:
+        raise UserError(f"{name!r} reads {tower.main_input_name}, so it is no encoder of {row.modality}s")
+    blocks = row.blocks or hf_blocks(tower)
+    check_complete(name, report["missing_keys"], blocks)
+    return tower, blocks
+
+
+def check_type(name: str, found: str, row: Row):
+    """Refuse a checkpoint of another family, and say which row takes it."""
+    if row.types and found not in row.types:
+        rows = [key for key, other in REGISTRY.items() if found in other.types and not key.startswith("Demo")]
+        raise UserError(
+            f"{name!r} is a {found!r} model, not {' or '.join(row.types)}; "
+            f"use {' or '.join(f'--model {key}' for key in rows or ('HFVision', 'HFText'))}"
+        )
+
+
+def check_complete(name: str, missing: Any, blocks: str):
+    """Refuse a checkpoint that lacks weights of the blocks; a pooler or a head may be missing."""
+    missing = [key for key in missing if f"{blocks}." in key]
+    if missing:
+        raise UserError(f"{name!r} lacks {len(missing)} weights of its blocks, {missing[0]} among them")
+
+
+def hf_blocks(tower: Any) -> str:
+    """The path of the one outer ModuleList that is as long as the configuration has layers or stages."""
+    from torch.nn import ModuleList
+
+    length = getattr(tower.config, "num_hidden_layers", None) or len(getattr(tower.config, "depths", ()))
+    lists = {path: found for path, found in block_lists(tower).items() if isinstance(found, ModuleList)}
+    found = [path for path, blocks in lists.items() if len(blocks) == length]
+    found = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if len(found) != 1:
+        raise UserError(
+            f"{len(found)} lists of modules are as long as the {length} layers of the configuration of this "
+            f"{type(tower).__name__}; {choose_blocks(tower)}"
+        )
+    return found[0]
+
+
 def hf_image(name: str, row: Row, seed: int | None) -> Parts:
     """An image encoder of transformers, behind its own image processor."""
     from torch.utils.data import default_collate
     from transformers import AutoImageProcessor
 
-    tower = hf_load(name, lambda source: hf_tower(source, row, seed))
+    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
     processor = hf_load(name, AutoImageProcessor.from_pretrained)
+    weights = {path.rpartition(".")[2] for path, _ in tower.named_parameters()}
+    registers = getattr(tower.config, "num_register_tokens", 0) + ("distillation_token" in weights)
     return Parts(
         tower,
-        lambda batch: tower(**batch),
+        functools.partial(unmasked, tower)
+        if tower.config.model_type == "vit_mae"
+        else lambda batch: tower(**batch),
         functools.partial(processed, processor),
         default_collate,
         mask=patch_mask,
-        registers=getattr(tower.config, "num_register_tokens", 0),
+        registers=slice(1, 1 + registers),
+        token="cls" if weights & {"cls_token", "class_embedding"} else "mean",
+        blocks=blocks,
     )
 
 
@@ -386,27 +562,64 @@ def patch_mask(batch: dict) -> Any:
     return None if mask is None else mask.bool()
 
 
+def unmasked(tower: Any, batch: dict) -> Any:
+    """A masked autoencoder on whole pictures, their patches in order: left alone it drops three in four."""
+    import torch
+
+    tower.config.mask_ratio = 0.0
+    order = torch.arange(tower.embeddings.patch_embeddings.num_patches, device=batch["pixel_values"].device)
+    return tower(**batch, noise=order.expand(len(batch["pixel_values"]), -1))
+
+
 def hf_text(name: str, row: Row, seed: int | None) -> Parts:
-    """A text encoder of transformers with an attention mask."""
+    """A text encoder of transformers, behind its own tokenizer, padded on the right."""
     from transformers import AutoTokenizer
 
-    tower = hf_load(name, lambda source: hf_tower(source, row, seed))
+    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
     tokenizer = hf_load(name, AutoTokenizer.from_pretrained)
-    longest = min(tokenizer.model_max_length, tower.config.max_position_embeddings)
+    if tower.config.model_type in ("siglip_text_model", "siglip2_text_model"):
+        return siglip_text(tower, tokenizer, blocks)
+    padding = tokenizer.pad_token_id or 0  # GPT has none; the mask leaves it out
     return Parts(
         tower,
         lambda batch: tower(**batch),
-        functools.partial(token_ids, tokenizer, longest),
-        functools.partial(pad, tokenizer.pad_token_id),
+        functools.partial(token_ids, tokenizer, context(tower, tokenizer)),
+        functools.partial(pad, padding),
         mask=lambda batch: batch["attention_mask"].bool(),
+        token=text_token(tower.config, tokenizer),
+        blocks=blocks,
     )
 
 
-def token_ids(tokenizer: Callable, longest: int, caption: str) -> dict:
-    """One caption as token ids, cut at `longest`."""
+def context(tower: Any, tokenizer: Any) -> int:
+    """The longest caption in tokens: RoBERTa and its kin count positions from behind the padding's id."""
+    positions = getattr(tower.config, "max_position_embeddings", None) or 512  # T5 has relative positions
+    tables = [module for path, module in tower.named_modules() if path.endswith("position_embeddings")]
+    first = max([getattr(table, "padding_idx", None) or -1 for table in tables], default=-1) + 1
+    return min(tokenizer.model_max_length, positions - first)
+
+
+def text_token(config: Any, tokenizer: Any) -> str:
+    """Which token a text encoder sums a caption up in: the last of a causal model, CLS, or none."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.model_type
+    if kind in ("clip_text_model", "metaclip_2_text_model", "aimv2_text_model"):
+        return "end_of_text"
+    if config.is_encoder_decoder:
+        return "mean"
+    masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked:
+        return "last"
+    return "mean" if tokenizer.cls_token_id is None else "cls"
+
+
+def token_ids(tokenizer: Any, longest: int, caption: str) -> dict:
+    """One caption as token ids, cut at `longest`; an empty one is the token that ends or begins a text."""
     import torch
 
-    return {"input_ids": torch.tensor(tokenizer(caption, truncation=True, max_length=longest).input_ids)}
+    ids = tokenizer(caption, truncation=True, max_length=longest).input_ids
+    return {"input_ids": torch.tensor(ids or [tokenizer.eos_token_id or tokenizer.bos_token_id or 0])}
 
 
 def pad(padding: int, items: list) -> dict:
@@ -419,22 +632,21 @@ def pad(padding: int, items: list) -> dict:
     return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=padding), "attention_mask": mask}
 
 
-def siglip_text(name: str, row: Row, seed: int | None) -> Parts:
+def siglip_text(tower: Any, tokenizer: Any, blocks: str) -> Parts:
     """SigLIP's text tower: always 64 tokens and no attention mask, as it was trained; its last token pools.
 
     That token is nearly always padding, so it is trained on, while the padding before it is not.
     """
     from torch.utils.data import default_collate
-    from transformers import AutoTokenizer
 
-    tower = hf_load(name, lambda source: hf_tower(source, row, seed))
-    tokenizer = hf_load(name, AutoTokenizer.from_pretrained)
     return Parts(
         tower,
         lambda batch: tower(**batch),
         functools.partial(fixed_ids, tokenizer, tower.config.max_position_embeddings),
         default_collate,
         mask=functools.partial(words_and_last, tokenizer.pad_token_id),
+        token="last",
+        blocks=blocks,
     )
 
 
@@ -443,22 +655,39 @@ def fixed_ids(tokenizer: Callable, length: int, caption: str) -> dict:
 
     SigLIP was trained on lower case, which the tokenizer that its fixed-size checkpoints name does not make.
     """
-    batch = tokenizer(
-        [caption.lower()],
-        padding="max_length",
-        max_length=length,
-        truncation=True,
-        padding_side="right",
-        return_tensors="pt",
+    options = {"padding": "max_length", "truncation": True, "max_length": length, "padding_side": "right"}
+    return {"input_ids": tokenizer([caption.lower()], return_tensors="pt", **options).input_ids[0]}
+
+
+def hf_audio(name: str, row: Row, seed: int | None) -> Parts:
+    """The audio tower of CLAP, behind its own feature extractor."""
+    from torch.utils.data import default_collate
+    from transformers import AutoFeatureExtractor
+
+    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
+    extractor = hf_load(name, AutoFeatureExtractor.from_pretrained)
+    return Parts(
+        tower,
+        lambda batch: tower(**batch),
+        functools.partial(heard, extractor),
+        default_collate,
+        token="mean",
+        blocks=blocks,
     )
-    return {"input_ids": batch.input_ids[0]}
 
 
-def words_and_last(padding: int, batch: dict) -> Any:
-    """True at every token that is no padding, and at the last."""
-    mask = batch["input_ids"] != padding
-    mask[:, -1] = True
-    return mask
+def heard(extractor: Callable, sound: tuple[Any, int]) -> dict:
+    """One sound, an array and its sampling rate, as CLAP's spectrogram of its first ten seconds.
+
+    The extractor alone would draw a random stretch of a longer sound, and call a random short one long.
+    """
+    import soxr
+    import torch
+
+    frames, rate = sound
+    frames = soxr.resample(frames, rate, extractor.sampling_rate)[: extractor.nb_max_samples]
+    batch = extractor(frames, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return {"input_features": batch["input_features"][0].float(), "is_longer": torch.tensor([False])}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -508,7 +737,7 @@ REGISTRY: dict[str, Row] = {
         "text",
         "--siglip2_model_name",
         "google/siglip2-large-patch16-384",
-        siglip_text,
+        hf_text,
         "encoder.layers",
         "last",
         "always 64 tokens, no attention mask",
@@ -556,6 +785,32 @@ REGISTRY: dict[str, Row] = {
         types=("deberta",),
         checkpoints=("microsoft/deberta-base", "microsoft/deberta-large"),
     ),
+    "ClapAudio": Row(
+        "audio",
+        "",
+        "laion/clap-htsat-unfused",
+        hf_audio,
+        "audio_encoder.layers.3.blocks",
+        "mean",
+        "the last of four stages; the first ten seconds of a sound",
+        types=("clap",),
+    ),
+    "ClapText": Row("text", "", "laion/clap-htsat-unfused", hf_text, "encoder.layer", "cls", types=("clap",)),
+    "HFVision": Row("image", "", "", hf_image, "", "", "any image encoder of transformers"),
+    "HFText": Row(
+        "text",
+        "",
+        "",
+        hf_text,
+        "",
+        "",
+        "any of transformers: encoder, decoder (its last token), or the encoder of both",
+    ),
+    "TimmVision": Row(
+        "image", "", "", timm_image, "", "", "any model of timm: MODEL.TAG, OWNER/NAME or FOLDER"
+    ),
+    "OpenClipVision": Row("image", "", "", open_clip_image, "", "", "any image tower of open_clip"),
+    "OpenClipText": Row("text", "", "", open_clip_text, "", "", "any text tower of open_clip"),
 }
 
 
@@ -586,15 +841,13 @@ class LastBlock(Exception):
 class WrappedModel:
     """A frozen encoder whose chosen blocks hand out their activations."""
 
-    def __init__(
-        self, model: str, checkpoint: str, token: str, blocks: str, parts: Parts, device: str = "cpu"
-    ):
-        self.model, self.checkpoint, self.token, self.device = model, checkpoint, token, device
-        self.modality = REGISTRY[model].modality
-        self.parts = parts
-        self.preprocess, self.collate = parts.preprocess, parts.collate
+    def __init__(self, model: str, checkpoint: str, row: Row, parts: Parts, device: str):
+        """`row` is the registry's, completed: its blocks and its token are settled."""
+        self.model, self.checkpoint, self.modality = model, checkpoint, row.modality
+        self.token, self.path, self.device = row.token, row.blocks, device
+        self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
         self.tower = parts.tower.eval().requires_grad_(False).to(device)
-        self.blocks = find_blocks(self.tower, blocks)
+        self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)
 
     def resolve_layers(self, layers: list[int] | None) -> list[int]:
@@ -616,8 +869,10 @@ class WrappedModel:
         with torch.no_grad():
             batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
             outputs = self.hooked(batch, layers)
-            tokens = {layer: as_tokens(outputs[layer], self.parts.channels_last) for layer in layers}
-            mask = self.training_mask(batch, next(iter(tokens.values())))
+            n_samples = len(next(iter(batch.values())))
+            tokens = {layer: self.as_tokens(outputs[layer], n_samples) for layer in layers}
+            self.check_alike(tokens)
+            mask = self.training_mask(batch, tokens[layers[0]])
             return Activations(tokens, mask, pool_weights(self.token, mask))
 
     def hooked(self, batch: dict, layers: list[int]) -> dict:
@@ -640,34 +895,68 @@ class WrappedModel:
                 handle.remove()
         return outputs
 
-    def training_mask(
-        self, batch: dict, tokens: Float[Any, "sample token d_in"]
-    ) -> Bool[Any, "sample token"]:
-        """Which tokens an SAE is trained on: neither padding nor registers (tokens 1..registers)."""
-        mask = self.parts.mask(batch) if self.parts.mask else None
+    def as_tokens(self, output: Any, n_samples: int) -> Float[Any, "sample token d_in"]:
+        """A block's output as tokens: the first of a tuple; the places of a feature map."""
+        output = output[0] if isinstance(output, tuple) else output
+        if output.ndim == 4:
+            output = output if self.parts.channels_last else output.permute(0, 2, 3, 1)
+            output = output.flatten(1, 2)
+        if output.ndim != 3 or len(output) != n_samples:
+            raise UserError(
+                f"the blocks at {self.path!r} of {self.checkpoint} put out {list(output.shape)} for "
+                f"{n_samples} samples, which are not tokens; {choose_blocks(self.tower)}"
+            )
+        return output
+
+    def check_alike(self, tokens: dict):
+        """Refuse layers of different resolution in one run, whose tokens are not the same places."""
+        counts = {layer: tokens[layer].shape[1] for layer in tokens}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{layer}: {count}" for layer, count in counts.items())
+            raise UserError(
+                f"the layers of {self.checkpoint} have different numbers of tokens ({listed}); "
+                "record those that agree in a run of their own, the last with --layers -1"
+            )
+
+    def training_mask(self, batch: dict, tokens: Any) -> Bool[Any, "sample token"]:
+        """Which tokens an SAE is trained on: neither padding nor registers."""
+        mask = self.parts.mask(batch)
         mask = tokens.new_ones(tokens.shape[:2], dtype=bool) if mask is None else mask
-        mask[:, 1 : 1 + self.parts.registers] = False
+        mask[:, self.parts.registers] = False
         return mask
 
 
-def as_tokens(output: Any, channels_last: bool) -> Float[Any, "sample token d_in"]:
-    """A block's output as tokens: the first of a tuple; the places of a feature map."""
-    output = output[0] if isinstance(output, tuple) else output
-    if output.ndim == 4:
-        output = output if channels_last else output.permute(0, 2, 3, 1)
-        output = output.flatten(1, 2)
-    return output
-
-
-def find_blocks(tower: Any, path: str) -> Any:
-    """The ModuleList at a dotted path, or at the one path that ends so."""
-    from torch.nn import ModuleList
-
-    lists = {name: module for name, module in tower.named_modules() if isinstance(module, ModuleList)}
+def find_blocks(tower: Any, path: str) -> list:
+    """The modules of the list at a dotted path, or at the one that ends so; or those of several paths."""
+    if "," in path:
+        modules = dict(tower.named_modules())
+        unknown = [part for part in path.split(",") if part not in modules]
+        if unknown:
+            raise UserError(f"there is no module {unknown[0]!r}; {choose_blocks(tower)}")
+        return [modules[part] for part in path.split(",")]
+    lists = block_lists(tower)
     found = [name for name in lists if name == path] or [name for name in lists if name.endswith(f".{path}")]
     if len(found) != 1:
-        raise UserError(f"there are no blocks at {path!r}; choose of {', '.join(lists) or 'none'}")
-    return lists[found[0]]
+        raise UserError(f"there are no blocks at {path!r}; {choose_blocks(tower)}")
+    return list(lists[found[0]])
+
+
+def block_lists(tower: Any) -> dict:
+    """{dotted path: list of modules}, those that might be blocks."""
+    from torch.nn import ModuleList, Sequential
+
+    return {
+        path: module for path, module in tower.named_modules() if isinstance(module, ModuleList | Sequential)
+    }
+
+
+def choose_blocks(tower: Any) -> str:
+    """What to type instead: the outer lists of modules and their lengths."""
+    lists = {path: len(module) for path, module in block_lists(tower).items() if path and len(module) > 1}
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    return (
+        f"--blocks takes one of {', '.join(f'{path} ({lists[path]})' for path in outer or lists) or 'none'}"
+    )
 
 
 def load(
@@ -682,6 +971,7 @@ def load(
     """Load a row's encoder, frozen and in eval mode, without touching any random number generator.
 
     `token`: "own" (the row's), "first" (the original's) or "mean" (of the codes of all unmasked tokens).
+    `blocks`: the dotted path of the list of modules to hook, or several modules by commas.
     `random_weights`: a seed; draw the weights of the same architecture instead of loading the trained ones.
     Raises UserError for an unknown model, checkpoint, token or block path.
     """
@@ -689,33 +979,143 @@ def load(
         raise UserError(f"unknown model {model!r}; --model takes one of {', '.join(REGISTRY)}")
     if token not in ("own", "first", "mean"):
         raise UserError(f"unknown token {token!r}; --token takes own, first or mean")
-    import torch
-
     row = REGISTRY[model]
     checkpoint = checkpoint or row.checkpoint
+    if not checkpoint:
+        raise UserError(f"{model} is a row for many encoders: name one with --checkpoint ({row.note})")
     seed = row.random_weights if random_weights is None else random_weights
-    with (
-        quiet(),
-        torch.random.fork_rng(devices=[]),
-    ):  # building a model draws its weights before they are loaded
+    row = row._replace(blocks=blocks or row.blocks)
+    parts = build(row, checkpoint, seed)
+    own = row.token or parts.token
+    row = row._replace(blocks=row.blocks or parts.blocks, token=own if token == "own" else token)
+    return WrappedModel(model, checkpoint, row, parts, device)
+
+
+def build(row: Row, checkpoint: str, seed: int | None) -> Parts:
+    """Call a row's loader; building a model draws its weights, from `seed`, before any are loaded."""
+    import torch
+
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        parts = row.loader(checkpoint, row, seed)
-    return WrappedModel(
-        model, checkpoint, row.token if token == "own" else token, blocks or row.blocks, parts, device
+        return row.loader(checkpoint, row, seed)
+
+
+class Checked(NamedTuple):
+    """What `check` saw of one encoder."""
+
+    encoder: WrappedModel
+    widths: list[int]  # one a layer
+    n_tokens: list[int]  # one a layer
+    trained: int  # tokens of the last layer that would train an SAE
+    recorded: list[int]  # the positions that are recorded, in the last layer
+    seconds_to_load: float
+    seconds_to_run: float
+
+
+def check(model: str, checkpoint: str | None, **options) -> Checked:
+    """Load one checkpoint and run one picture, caption or sound through it, layer by layer."""
+    started = time.perf_counter()
+    encoder = load(model, checkpoint, **options)
+    loaded = time.perf_counter()
+    batch = encoder.collate([encoder.preprocess(sample_item(encoder.modality))])
+    runs = [encoder.activations(batch, [layer]) for layer in encoder.resolve_layers(None)[:-1]]
+    rerun = time.perf_counter()
+    runs.append(encoder.activations(batch, [encoder.n_layers - 1]))
+    shapes = [next(iter(run.layers.values())).shape for run in runs]
+    return Checked(
+        encoder,
+        [shape[2] for shape in shapes],
+        [shape[1] for shape in shapes],
+        int(runs[-1].mask.sum()),
+        runs[-1].pool[0].nonzero()[:, 0].tolist(),
+        loaded - started,
+        time.perf_counter() - rerun,
     )
 
 
-def main(argv=None) -> str:
-    """Print the registry as a table."""
+def sample_item(modality: str) -> Any:
+    """One item to try an encoder on: a picture of shades, a caption, or a second of a tone at 48 kHz."""
+    import numpy as np
+    from PIL import Image
+
+    if modality == "text":
+        return "Two cats asleep on a pink couch."
+    if modality == "audio":
+        return np.sin(np.arange(48_000, dtype=np.float32) * (2 * np.pi * 440 / 48_000)), 48_000
+    return Image.merge(
+        "RGB", [Image.radial_gradient("L"), Image.linear_gradient("L"), Image.new("L", (256, 256))]
+    )
+
+
+def describe(checked: Checked) -> str:
+    """What `--check` prints of one encoder."""
+    encoder, recorded = checked.encoder, checked.recorded
+    where = f"token {recorded[0]}" if len(recorded) == 1 else f"{len(recorded)} tokens"
+    return os.linesep.join(
+        [
+            f"{encoder.model} {encoder.checkpoint} ({encoder.modality})",
+            f"  blocks    {encoder.n_layers} at {encoder.path}, width {some(checked.widths)}",
+            f"  tokens    {some(checked.n_tokens)}, of which {checked.trained} train",
+            f"  recorded  {encoder.token}: {where}",
+            f"  seconds   {checked.seconds_to_load:.1f} to load, {checked.seconds_to_run:.2f} for one item",
+        ]
+    )
+
+
+def some(numbers: list[int]) -> str:
+    """Numbers of the layers, once where all are the same."""
+    return ", ".join(str(number) for number in (numbers[:1] if len(set(numbers)) == 1 else numbers))
+
+
+def rows_of(checkpoint: str) -> list[str]:
+    """The rows that name a checkpoint as theirs."""
+    rows = [name for name, row in REGISTRY.items() if checkpoint in (row.checkpoint, *row.checkpoints)]
+    rows = rows or ["DinoV2"] * (checkpoint in DINOV2)
+    if not rows:
+        raise UserError(
+            f"{checkpoint!r} could be any kind of encoder: add --model, one of {', '.join(REGISTRY)}"
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Print the registry as a table, or try one checkpoint; returns what it printed."""
+    from commandline import Parser, script  # as a script this file stands above the leaves
+
+    @script
+    def report(argv):
+        parser = Parser("Print the table of encoders, or load one checkpoint and run one item through it.")
+        parser.add_argument("--check", metavar="CHECKPOINT", help="load this one and run one item")
+        parser.add_argument("--model", metavar="NAME", help="its row; by default every row that names it")
+        parser.add_argument(
+            "--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path"
+        )
+        parser.add_argument("--device", default="cpu", help="where to run it")
+        arguments = parser.parse_args(argv)
+        if arguments.check is None and arguments.model is None:
+            print(table())
+            return table()
+        options = {"blocks": arguments.blocks, "device": arguments.device}
+        rows = [arguments.model] if arguments.model else rows_of(arguments.check)
+        checked = [check(row, arguments.check, **options) for row in rows]
+        print(os.linesep.join(describe(one) for one in checked))
+        return checked
+
+    return report(argv)
+
+
+def table() -> str:
+    """The registry, a line a row."""
     titles = ("--model", "modality", "default checkpoint", "blocks", "token", "notes")
-    rows = [(name, r.modality, r.checkpoint, r.blocks, r.token, r.note) for name, r in REGISTRY.items()]
+    rows = [
+        (name, row.modality, row.checkpoint or "-", row.blocks or "asked", row.token or "asked", row.note)
+        for name, row in REGISTRY.items()
+    ]
     widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
-    table = os.linesep.join(
+    return os.linesep.join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [titles, *rows]
     )
-    print(table)
-    return table
 
 
 if __name__ == "__main__":
