@@ -119,16 +119,16 @@ class TopKSAE(nn.Module):
         """
         centered = x - self.b_dec
         values, latents = self._sparse_code(centered, precision)
-        error = centered - F.embedding_bag(latents, self.W_dec, per_sample_weights=values, mode="sum")
+        error, products = error_and_products(centered, self.W_dec, values, latents)
         squared_error = error.square().sum()
         n_tokens, total_error = _over_processes(
             torch.stack([squared_error.new_full((), len(x)), squared_error])
         )
 
-        xhat_gradient = error * (-2 / (n_tokens * self.d_in))
-        values_gradient = sampled_products(xhat_gradient, self.W_dec, latents).masked_fill(values <= 0, 0)
+        slope = -2 / (n_tokens * self.d_in)  # the gradient by xhat is slope * error
+        values_gradient = (slope * products).masked_fill_(values <= 0, 0)
         sum_by_latent = SumByLatent(latents, self.d_sae)
-        self.W_dec.grad = sum_by_latent(values, xhat_gradient)
+        self.W_dec.grad = sum_by_latent(slope * values, error)
         self.W_enc.grad = sum_by_latent(values_gradient, centered).T
         self.b_enc.grad = sum_by_latent(values_gradient)
 
@@ -138,7 +138,7 @@ class TopKSAE(nn.Module):
                 centered, error, dead, k_aux or self._k_aux(), auxk_alpha / _positive(total_error)
             )
         # b_dec is added in decoding, and subtracted before encoding: the sum over tokens of -dz @ W_enc.T.
-        self.b_dec.grad = xhat_gradient.sum(0) - self.W_enc @ self.b_enc.grad
+        self.b_dec.grad = slope * error.sum(0) - self.W_enc @ self.b_enc.grad
         return Step(loss, squared_error, sum_by_latent((values > 0).float()).long())
 
     def _sparse_code(
@@ -146,8 +146,9 @@ class TopKSAE(nn.Module):
     ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
         """`encode_topk` of tokens that b_dec is taken from already, some thousand tokens at a time."""
         dtype = getattr(torch, precision)
-        W_enc, blocks = self.W_enc.to(dtype), centered.to(dtype).split(BLOCK_TOKENS)
-        codes = [largest((block @ W_enc).float().add_(self.b_enc), self.k) for block in blocks]
+        b_enc, W_enc, tokens = self.b_enc.to(dtype), self.W_enc.to(dtype), centered.to(dtype)
+        blocks = tokens.split(BLOCK_TOKENS)
+        codes = [largest(torch.addmm(b_enc, block, W_enc).float(), self.k) for block in blocks]
         return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
 
     def _add_auxk(
@@ -180,8 +181,11 @@ class TopKSAE(nn.Module):
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
-        along = torch.linalg.vecdot(self.W_dec.grad, self.W_dec)
-        self.W_dec.grad.addcmul_(along[:, None], self.W_dec, value=-1)
+        gradient, rows = self.W_dec.grad, self.W_dec.detach()
+        if rows.is_cpu and rows.dtype == torch.float32:
+            _over_rows(_subtract_projections, gradient.numpy(), rows.numpy())
+        else:
+            gradient.addcmul_(torch.linalg.vecdot(gradient, rows)[:, None], rows, value=-1)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
@@ -249,9 +253,7 @@ def largest(
     if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
         latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
         bits = pre_acts.detach().contiguous().view(torch.int32)
-        _over_tokens(
-            _largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy()
-        )
+        _over_rows(_largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
     else:
         latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
     return pre_acts.gather(-1, latents).relu(), latents
@@ -293,40 +295,60 @@ def _largest_by_insertion(bits, latents):
                     top[place], found[place] = chunk[column], start + column
 
 
-def sampled_products(
-    left: Float[torch.Tensor, "token d_in"],
-    right: Float[torch.Tensor, "d_sae d_in"],
+def error_and_products(
+    centered: Float[torch.Tensor, "token d_in"],
+    W_dec: Float[torch.Tensor, "d_sae d_in"],
+    values: Float[torch.Tensor, "token k"],
     latents: Int[torch.Tensor, "token k"],
-) -> Float[torch.Tensor, "token k"]:
-    """Those entries of left @ right.T that `latents` names in each row."""
-    if left.is_cpu and left.dtype == torch.float32:
-        products = torch.empty(latents.shape)
-        kernel = partial(_sampled_products, right.detach().numpy())
-        _over_tokens(kernel, left.numpy(), latents.numpy(), products.numpy())
-        return products
-    with (
-        torch.enable_grad()
-    ):  # the gradient of a bag's sum by its weights, which no public function computes alone
-        weights = torch.zeros(latents.shape, dtype=left.dtype, device=left.device, requires_grad=True)
-        bags = F.embedding_bag(latents, right.detach(), per_sample_weights=weights, mode="sum")
-        return torch.autograd.grad(bags, weights, left)[0]
+) -> tuple[Float[torch.Tensor, "token d_in"], Float[torch.Tensor, "token k"]]:
+    """The error of decoding a sparse code, and its products with the decoder rows that the code names."""
+    if centered.is_cpu and centered.dtype == torch.float32:
+        rest = -latents.shape[1] % 4
+        error, latents, values = centered.clone(), F.pad(latents, (0, rest)), F.pad(values, (0, rest))
+        products = torch.empty_like(values)
+        kernel = partial(_subtract_and_multiply, W_dec.detach().numpy())
+        _over_rows(kernel, error.numpy(), values.numpy(), latents.numpy(), products.numpy())
+        return error, products[:, : products.shape[1] - rest]
+    with torch.enable_grad():  # the products are the gradient of a bag's weights
+        weights = values.detach().requires_grad_()
+        decoded = F.embedding_bag(latents, W_dec.detach(), per_sample_weights=weights, mode="sum")
+        error = centered - decoded.detach()
+        return error, torch.autograd.grad(decoded, weights, error)[0]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
-def _sampled_products(right, left, latents, products):
+def _subtract_and_multiply(W_dec, error, values, latents, products):
+    """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
     for token in range(latents.shape[0]):
-        for place in range(latents.shape[1]):
-            row, total = right[latents[token, place]], np.float32(0)
-            for dimension in range(row.shape[0]):
-                total += left[token, dimension] * row[dimension]
-            products[token, place] = total
+        rest, value, latent = error[token], values[token], latents[token]
+        for i in range(0, latent.shape[0], 4):
+            a, b, c, d = W_dec[latent[i]], W_dec[latent[i + 1]], W_dec[latent[i + 2]], W_dec[latent[i + 3]]
+            for j in range(rest.shape[0]):
+                rest[j] -= value[i] * a[j] + value[i + 1] * b[j] + value[i + 2] * c[j] + value[i + 3] * d[j]
+        for i in range(latent.shape[0]):
+            row, total = W_dec[latent[i]], np.float32(0)
+            for j in range(row.shape[0]):
+                total += rest[j] * row[j]
+            products[token, i] = total
 
 
-def _over_tokens(kernel, *arrays: np.ndarray) -> None:
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@no_type_check
+def _subtract_projections(gradients, rows):
+    """Take from each gradient its projection on its unit row."""
+    for i in range(rows.shape[0]):
+        gradient, row, along = gradients[i], rows[i], np.float32(0)
+        for j in range(row.shape[0]):
+            along += gradient[j] * row[j]
+        for j in range(row.shape[0]):
+            gradient[j] -= along * row[j]
+
+
+def _over_rows(kernel, *arrays: np.ndarray) -> None:
     """Call a kernel that lets go of the GIL on slices of its arrays' rows, a thread each: torch's number."""
-    n_tokens, n_threads = len(arrays[0]), torch.get_num_threads()
-    parts = [slice(n_tokens * i // n_threads, n_tokens * (i + 1) // n_threads) for i in range(n_threads)]
+    n_rows, n_threads = len(arrays[0]), torch.get_num_threads()
+    parts = [slice(n_rows * i // n_threads, n_rows * (i + 1) // n_threads) for i in range(n_threads)]
     with ThreadPoolExecutor(n_threads) as pool:
         list(pool.map(lambda part: kernel(*(array[part] for array in arrays)), parts))
 
