@@ -64,13 +64,18 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All that a command has to do. `identity` is what a checkpoint must agree with to be gone on from."""
+    """All that a command has to do.
+
+    `identity` is what an unfinished run must agree with to be gone on from; `started` is the monotonic time at
+    which the command would have started had it never been interrupted.
+    """
 
     stream: Stream
     jobs: list[Job]
     held_out: Bool[np.ndarray, " sample"]
     identity: dict[str, Any]
     checkpoint_every: float  # seconds
+    started: float
 
     def fit_state(self) -> Path:
         """Where the training of all jobs is kept while it lasts."""
@@ -109,10 +114,10 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
         device=device,
     )
     pairs = data.from_arguments(arguments)
-    work = prepare(arguments, encoder, pairs, device)
+    work = prepare(arguments, encoder, pairs, device, started)
     saes, history = fit(work)
     scores = record(work, saes, history)
-    cost = costs(work, time.monotonic() - started)
+    cost = costs(work)
     if process() > 0:
         return []
     runs = [
@@ -157,7 +162,7 @@ def wait_for_all():
 # ---------------------------------------------------------------------------------------------- preparing
 
 
-def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str) -> Work:
+def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str, started: float) -> Work:
     """Settle every setting, and open the run folders: fresh ones, or those of the same command when it was cut short."""
     row = wrappedmodels.REGISTRY[arguments.model]
     base = Settings(
@@ -191,9 +196,9 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
     jobs = [Job(folders[name], settings) for name, settings in variants.items()]
     held_out = held_out_rows(len(pairs), base.seed)
-    work = Work(stream, jobs, held_out, identity, arguments.checkpoint_every)
+    work = Work(stream, jobs, held_out, identity, arguments.checkpoint_every, started)
     if process() == 0:
-        clear_what_is_foreign(work, arguments.overwrite)
+        work = work._replace(started=started - find_unfinished(work, arguments.overwrite))
     wait_for_all()
     return work
 
@@ -223,13 +228,13 @@ def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
     return f"{name}_{pairs.name}"
 
 
-def clear_what_is_foreign(work: Work, overwrite: bool):
-    """Keep what this very command left unfinished, and nothing else; another command's work is refused."""
+def find_unfinished(work: Work, overwrite: bool) -> float:
+    """The seconds that this very command had run before it was cut short; another's unfinished work is refused."""
     for file in (work.fit_state(), work.record_state(0)):
         if state := features.read_state(file):
             difference = first_difference(state[0]["identity"], work.identity)
             if difference is None:
-                return
+                return state[0]["seconds"]
             if not overwrite:
                 raise UserError(
                     f"{work.jobs[0].folder} holds an unfinished run of another command ({difference}): give that "
@@ -238,6 +243,13 @@ def clear_what_is_foreign(work: Work, overwrite: bool):
     for job in work.jobs:
         shutil.rmtree(job.folder)
         job.folder.mkdir()
+    return 0.0
+
+
+def state_header(work: Work, done: int, history: list) -> dict[str, Any]:
+    """What every state file says of itself."""
+    seconds = time.monotonic() - work.started
+    return {"identity": work.identity, "seconds": seconds, "done": done, "history": history}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:
@@ -417,9 +429,7 @@ def save_training(work: Work, trainers: Trainers, history: list, done: int):
         for (job, layer), trainer in trainers.items()
         for name, tensor in trainer.state().items()
     }
-    features.write_state(
-        work.fit_state(), {"identity": work.identity, "done": done, "history": history}, tensors
-    )
+    features.write_state(work.fit_state(), state_header(work, done, history), tensors)
 
 
 def restore(work: Work, trainers: Trainers) -> tuple[list, int]:
@@ -533,8 +543,7 @@ def save_recording(work: Work, qualities: Qualities, history: list, done: int):
         for layer, quality in one.items()
         for name, tensor in quality.state.items()
     }
-    header = {"identity": work.identity, "done": done, "history": history}
-    features.write_state(work.record_state(process()), header, tensors)
+    features.write_state(work.record_state(process()), state_header(work, done, history), tensors)
     work.fit_state().unlink(missing_ok=True)
 
 
@@ -627,8 +636,9 @@ def draw_curve(file: Path, layers: list[str], history: list):
         figure.savefig(temporary, metadata={"Software": None})
 
 
-def costs(work: Work, seconds: float) -> dict[str, Any]:
+def costs(work: Work) -> dict[str, Any]:
     """Seconds, samples per second, peak memory in bytes, hardware and versions."""
+    seconds = time.monotonic() - work.started
     cuda = work.stream.device.startswith("cuda")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")

@@ -1,5 +1,6 @@
 """An encoder and a data set of a few lines, for tests of what is built on their interfaces."""
 
+import argparse
 import hashlib
 import zlib
 from types import SimpleNamespace
@@ -71,3 +72,31 @@ class SmallEncoder:
         mask = torch.tensor([True, True, True, False]).expand(len(parts), 4)
         found = {layer: parts @ self.directions[layer] + self.offset[layer] for layer in layers}
         return Activations(found, mask, self.pool.expand(len(parts), 4))
+
+
+ARGUMENTS = {
+    "model": "ClipText",
+    "checkpoint": None,
+    "random_weights": None,
+    "token": "own",
+    "layers": None,
+    "device": "cpu",
+    "top_k": [2],
+    "expansion_factor": 3,
+    "activation": "topk",
+    "batch_size": 16,
+    "epochs": 1,
+    "lr": None,
+    "recipe": "ours",
+    "precision": "float32",
+    "checkpoint_every": 60.0,
+    "seeds": [0],
+    "runname": "run",
+    "overwrite": False,
+    "workers": 0,
+}
+
+
+def arguments(**changes):
+    """What a train script's command line gives, with `changes`."""
+    return argparse.Namespace(**{**ARGUMENTS, **changes})

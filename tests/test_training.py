@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_world import SmallEncoder, SmallPairs
+from children import content
+from small_world import SmallEncoder, SmallPairs, arguments
 
 import data
 import features
@@ -14,28 +15,6 @@ import training
 import wrappedmodels
 from sae import TopKSAE
 from training import UserError
-
-ARGUMENTS = {
-    "model": "ClipText",
-    "checkpoint": None,
-    "random_weights": None,
-    "token": "own",
-    "layers": None,
-    "device": "cpu",
-    "top_k": [2],
-    "expansion_factor": 3,
-    "activation": "topk",
-    "batch_size": 16,
-    "epochs": 1,
-    "lr": None,
-    "recipe": "ours",
-    "precision": "float32",
-    "checkpoint_every": 60.0,
-    "seeds": [0],
-    "runname": "run",
-    "overwrite": False,
-    "workers": 0,
-}
 
 
 @pytest.fixture
@@ -46,7 +25,7 @@ def train(tmp_path, monkeypatch):
     def train(encoder=None, pairs=None, **changes):
         monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: encoder or SmallEncoder())
         monkeypatch.setattr(data, "from_arguments", lambda arguments: pairs or SmallPairs(300))
-        return training.run(argparse.Namespace(**{**ARGUMENTS, **changes}))
+        return training.run(arguments(**changes))
 
     return train
 
@@ -106,22 +85,18 @@ def test_several_captions_of_a_row_are_averaged(train):
 
 
 def test_the_same_command_gives_the_same_run_folder_and_another_seed_another(train):
-    def content(run):
-        return {
-            str(path.relative_to(run.path)): path.read_bytes()
-            for path in sorted(run.path.rglob("*"))
-            if path.is_file() and path.name != "run.json"
-        }
-
     (one,) = train(runname="one")
     (two,) = train(runname="two")
-    assert content(one) == content(two)
+    assert content(one.path) == content(two.path)
     drop = ("seconds", "samples_per_second", "peak_memory")
     assert {k: v for k, v in one.manifest.items() if k not in drop} == {
         k: v for k, v in two.manifest.items() if k not in drop
     }
     (other,) = train(runname="other", seeds=[1])
-    assert content(other)["layer0/sae_weights.safetensors"] != content(one)["layer0/sae_weights.safetensors"]
+    assert (
+        content(other.path)["layer0/sae_weights.safetensors"]
+        != content(one.path)["layer0/sae_weights.safetensors"]
+    )
 
 
 def test_the_manifest_says_what_was_done(train):
@@ -240,5 +215,5 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
     ],
 )
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
-    arguments = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
-    assert training.default_name(arguments, argparse.Namespace(name=dataset)) == expected
+    chosen = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
+    assert training.default_name(chosen, argparse.Namespace(name=dataset)) == expected

@@ -1,0 +1,52 @@
+"""Processes for tests that kill them or let them work together: forked from one that has imported everything."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["training", "train_text", "demo.scenes", "small_world", "open_clip"])
+
+
+def start(here: Path, settings: dict) -> multiprocessing.Process:
+    """Start `train` in a child whose current folder is `here`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        child = CONTEXT.Process(target=train, args=(str(here), settings))
+        child.start()
+    return child
+
+
+def finish(child: multiprocessing.Process):
+    """Wait for a child that must succeed."""
+    child.join(timeout=120)
+    assert child.exitcode == 0
+
+
+def train(here: str, settings: dict):
+    """Train and record the small world. `settings` change the arguments; "part_rows" and "rank" are of the process."""
+    import torch
+    from small_world import SmallEncoder, SmallPairs, arguments
+
+    import data
+    import features
+    import training
+    import wrappedmodels
+
+    torch.set_num_threads(1)
+    os.chdir(here)
+    settings = dict(settings)
+    features.PART_ROWS = settings.pop("part_rows", 40)
+    n_samples = settings.pop("n_samples", 400)
+    os.environ.update(settings.pop("environment", {}))
+    wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
+    data.from_arguments = lambda _: SmallPairs(n_samples)
+    training.run(arguments(**settings))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """A run folder's files, without the manifest."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
