@@ -104,6 +104,9 @@ def add_encoder_arguments(parser: Parser, rows: dict):
     parser.add_argument(
         "--layers", type=int, nargs="+", help="the blocks to hook, -1 being the last; by default all"
     )
+    parser.add_argument(
+        "--blocks", metavar="PATH", help="the modules to hook, where they are not found alone"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; by default a GPU where there is one")
 
 

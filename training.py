@@ -110,6 +110,7 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
         arguments.model,
         arguments.checkpoint,
         token=arguments.token,
+        blocks=arguments.blocks,
         random_weights=arguments.random_weights,
         device=device,
     )
@@ -182,6 +183,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     identity = {
         "model": encoder.model,
         "checkpoint": encoder.checkpoint,
+        "blocks": arguments.blocks,
         "random_weights": arguments.random_weights,
         "fingerprint": pairs.fingerprint,
         "caption": pairs.source.get("caption"),
@@ -590,6 +592,7 @@ def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cos
             "model": encoder.model,
             "checkpoint": encoder.checkpoint,
             "modality": encoder.modality,
+            "blocks": work.identity["blocks"],
             "random_weights": work.identity["random_weights"],
         },
         "layers": list(names.values()),

@@ -9,6 +9,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["wrappedmodels", "sae", "data", "features", "correlation", "training", "activations", "quality"],
+    [
+        "wrappedmodels",
+        "sae",
+        "data",
+        "features",
+        "correlation",
+        "training",
+        "activations",
+        "quality",
+        "trainer",
+    ],
     "beartype.beartype",
 )

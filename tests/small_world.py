@@ -77,6 +77,7 @@ class SmallEncoder:
 ARGUMENTS = {
     "model": "ClipText",
     "checkpoint": None,
+    "blocks": None,
     "random_weights": None,
     "token": "own",
     "layers": None,

@@ -102,7 +102,8 @@ def test_the_same_command_gives_the_same_run_folder_and_another_seed_another(tra
 def test_the_manifest_says_what_was_done(train):
     (run,) = train()
     manifest = json.loads((run.path / "run.json").read_text())
-    assert manifest["encoder"] == dict(model="Small", checkpoint="none", modality="text", random_weights=None)
+    names = dict(model="Small", checkpoint="none", modality="text", blocks=None, random_weights=None)
+    assert manifest["encoder"] == names
     assert manifest["dataset"]["fingerprint"] == SmallPairs(300).fingerprint
     assert manifest["sae"]["layer1"] == {"d_in": 8, "d_sae": 24, "k": 2}
     assert manifest["training"]["seed"] == 0
