@@ -407,7 +407,7 @@ def timm_name(name: str) -> tuple[str, str]:
         name = name.removeprefix("hf-hub:")
         return f"hf-hub:{name}", name
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 4, 0.4)
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 4, 0.8)
         raise UserError(
             f"timm has no model {name!r}; nearest: {', '.join(close) or 'none'}; "
             "or write OWNER/NAME of the hub or local-dir:FOLDER"
@@ -450,7 +450,7 @@ DINOV2 = {
     for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant"))
     for suffix in ("", "_reg")
 }
-PART = {"image": "vision_config", "text": "text_config", "audio": "audio_config"}
+PART = {"image": "vision", "text": "text", "audio": "audio"}
 INPUT = {"image": "pixel_values", "text": "input_ids", "audio": "input_features"}
 
 
@@ -475,23 +475,42 @@ def hf_tower(row: Row, seed: int | None, name: str) -> tuple[Any, str]:
     Of a checkpoint with two towers it is the one that is wanted, of an encoder and decoder the encoder.
     """
     import torch
-    import transformers
+    from transformers import AutoConfig
 
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     check_type(name, config.model_type, row)
-    config = getattr(config, PART[row.modality], None) or config
-    model_class = type(config).__name__.removesuffix("Config") + "Model"  # SiglipTextConfig, SiglipTextModel
-    model_class = getattr(transformers, model_class, transformers.AutoModel)
+    part = getattr(config, f"{PART[row.modality]}_config", None) or config
     if seed is None:
-        model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, missing = hf_weights(name, part, PART[row.modality] if part is not config else "")
     else:
-        model, report = model_class._from_config(config, dtype=torch.float32), {"missing_keys": ()}
-    tower = model.get_encoder() if config.is_encoder_decoder else model
+        model, missing = hf_class(part)._from_config(part, dtype=torch.float32), set()
+    tower = model.get_encoder() if part.is_encoder_decoder else model
     if tower.main_input_name != INPUT[row.modality]:
         raise UserError(f"{name!r} reads {tower.main_input_name}, so it is no encoder of {row.modality}s")
     blocks = row.blocks or hf_blocks(tower)
-    check_complete(name, report["missing_keys"], blocks)
+    check_complete(name, missing, blocks)
     return tower, blocks
+
+
+def hf_class(config: Any) -> Any:
+    """The bare model of a configuration, which transformers names alike: ViTConfig, ViTModel."""
+    import transformers
+
+    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")
+
+
+def hf_weights(name: str, config: Any, part: str) -> tuple[Any, set]:
+    """The trained model, and the weights that it lacks; `part` names one tower of two.
+
+    Only some families can load a tower alone: the others, CLAP among them, would draw it at random.
+    """
+    import torch
+    from transformers import AutoModel
+
+    alone = not part or hf_class(config).base_model_prefix == f"{part}_model"
+    model_class = hf_class(config) if alone else AutoModel
+    model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    return model if alone else getattr(model, f"{part}_model"), report["missing_keys"]
 
 
 def check_type(name: str, found: str, row: Row):
@@ -504,7 +523,7 @@ def check_type(name: str, found: str, row: Row):
         )
 
 
-def check_complete(name: str, missing: Any, blocks: str):
+def check_complete(name: str, missing: set, blocks: str):
     """Refuse a checkpoint that lacks weights of the blocks; a pooler or a head may be missing."""
     missing = [key for key in missing if f"{blocks}." in key]
     if missing:
@@ -534,8 +553,9 @@ def hf_image(name: str, row: Row, seed: int | None) -> Parts:
 
     tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
     processor = hf_load(name, AutoImageProcessor.from_pretrained)
-    weights = {path.rpartition(".")[2] for path, _ in tower.named_parameters()}
-    registers = getattr(tower.config, "num_register_tokens", 0) + ("distillation_token" in weights)
+    # what is put before the patches; a head's own cls_token (AIMv2) is a query and no token of the blocks
+    special = {path.split("embeddings.")[-1] for path, _ in tower.named_parameters() if "embeddings." in path}
+    registers = getattr(tower.config, "num_register_tokens", 0) + ("distillation_token" in special)
     return Parts(
         tower,
         functools.partial(unmasked, tower)
@@ -545,7 +565,7 @@ def hf_image(name: str, row: Row, seed: int | None) -> Parts:
         default_collate,
         mask=patch_mask,
         registers=slice(1, 1 + registers),
-        token="cls" if weights & {"cls_token", "class_embedding"} else "mean",
+        token="cls" if special & {"cls_token", "class_embedding"} else "mean",
         blocks=blocks,
     )
 
