@@ -145,10 +145,10 @@ class TopKSAE(nn.Module):
         self, centered: Float[torch.Tensor, "token d_in"], precision: str
     ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
         """`encode_topk` of tokens that b_dec is taken from already, some thousand tokens at a time."""
-        dtype = getattr(torch, precision)
+        dtype = torch.bfloat16 if precision == "bfloat16" else centered.dtype
         b_enc, W_enc, tokens = self.b_enc.to(dtype), self.W_enc.to(dtype), centered.to(dtype)
-        blocks = tokens.split(BLOCK_TOKENS)
-        codes = [largest(torch.addmm(b_enc, block, W_enc).float(), self.k) for block in blocks]
+        pre_acts = (torch.addmm(b_enc, block, W_enc) for block in tokens.split(BLOCK_TOKENS))
+        codes = [largest(block.to(centered.dtype), self.k) for block in pre_acts]
         return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
 
     def _add_auxk(
@@ -159,12 +159,8 @@ class TopKSAE(nn.Module):
         k_aux: int,
         weight: Float[torch.Tensor, ""],
     ) -> Float[torch.Tensor, ""]:
-        """Add the gradients of weight * |e - ehat|^2, and return it.
-
-        On the CPU only the dead latents are computed with. Elsewhere to know their number would be a host
-        sync: every latent is computed with, the living ones masked.
-        """
-        chosen = dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(self.d_sae, device=dead.device)
+        """Add the gradients of weight * |e - ehat|^2, and return it."""
+        chosen = _candidates(dead)
         if not len(chosen):
             return weight * error.square().sum()
         W_enc, W_dec = self.W_enc.T[chosen], self.W_dec[chosen]
@@ -374,6 +370,11 @@ class SumByLatent:
             return self(weights, weights.new_ones(self.n_tokens, 1))[:, 0]
         weights = weights.flatten()[self.order]
         return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
+
+
+def _candidates(dead: Bool[torch.Tensor, " d_sae"]) -> Int[torch.Tensor, " candidate"]:
+    """The latents that AuxK computes with: the dead, or all where to count the dead would be a host sync."""
+    return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
 
 
 def _over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,530 @@
+"""The SAE against codes, gradients and files worked out by other means."""
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentTypeError as UserError
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import sae as sae_module
+from sae import CONFIG_FILE, WEIGHTS_FILE, TopKSAE, keep_largest, largest
+
+
+def random_sae(d_in=12, d_sae=40, k=4, seed=0, dtype=torch.float32):
+    """An SAE whose encoder is not its decoder's transpose and whose biases are not zero."""
+    sae = TopKSAE(d_in, d_sae, k, seed).to(dtype)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter, scale in ((sae.W_enc, 0.3), (sae.b_enc, 0.1), (sae.b_dec, 2.0)):
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return sae
+
+
+def tokens(n, d_in, seed=0, dtype=torch.float32):
+    return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed)).to(dtype) * 3 + 1
+
+
+def gradients(sae):
+    return {name: parameter.grad.clone() for name, parameter in sae.named_parameters()}
+
+
+def assert_close_gradients(found, expected, relative):
+    for name, gradient in expected.items():
+        worst = (found[name] - gradient).abs().max()
+        assert worst <= relative * gradient.abs().max(), (name, worst, gradient.abs().max())
+
+
+def plain_and_fast(sae, x, dead=None, **options):
+    """Both steps with their gradients."""
+    sae.zero_grad()
+    plain = sae.loss(x, dead, **options)
+    plain.loss.backward()
+    expected = gradients(sae)
+    fast = sae.step_gradients(x, dead, **options)
+    return plain, expected, fast, gradients(sae)
+
+
+# ------------------------------------------------------------------------------------------------ codes
+
+
+def test_an_identity_encoder_keeps_the_k_largest_positive_entries():
+    sae = TopKSAE(4, 4, 2)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(4))
+        sae.W_dec.copy_(torch.eye(4))
+        sae.b_dec.copy_(torch.tensor([1.0, 0, 0, 0]))
+        sae.b_enc.copy_(torch.tensor([0, 0, 0, 0.5]))
+    x = torch.tensor([[1.5, 2, 3, 4], [9, -1, -2, -3], [0, -1, -1, -1]])
+    code = torch.tensor([[0, 0, 3, 4.5], [8, 0, 0, 0], [0, 0, 0, 0]])
+    assert torch.equal(sae.encode(x), code)
+    assert torch.equal(sae(x), code + torch.tensor([1.0, 0, 0, 0]))
+    values, latents = sae.encode_topk(x)
+    assert torch.equal(values, torch.tensor([[4.5, 3], [8, 0], [0, 0]]))
+    assert latents[0].tolist() == [3, 2]
+    assert latents[1, 0] == 0
+
+
+def test_codes_are_those_of_numpy_in_float64():
+    sae, x = random_sae(), tokens(50, 12)
+    W_enc, b_enc, W_dec, b_dec = (p.detach().double().numpy() for p in sae.parameters())
+    pre_acts = (x.double().numpy() - b_dec) @ W_enc + b_enc
+    expected = np.where(pre_acts >= np.sort(pre_acts, 1)[:, -4, None], np.maximum(pre_acts, 0), 0)
+    np.testing.assert_allclose(sae.encode(x).detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(sae(x).detach(), expected @ W_dec + b_dec, atol=1e-5)
+
+
+@pytest.mark.parametrize(("d_sae", "k"), [(1, 1), (63, 5), (64, 64), (65, 1), (700, 32), (700, 300)])
+def test_the_largest_are_those_of_a_full_sort(d_sae, k):
+    pre_acts = torch.randn(30, d_sae, generator=torch.Generator().manual_seed(d_sae))
+    pre_acts[0] = -pre_acts[0].abs()
+    pre_acts[1] = 0
+    pre_acts[2] = -0.0
+    values, latents = largest(pre_acts, k)
+    assert all(len(set(row)) == k for row in latents.tolist())
+    assert torch.equal(values, pre_acts.gather(1, latents).relu())
+    expected = pre_acts.sort(1, descending=True).values[:, :k].relu()
+    assert torch.equal(values.sort(1, descending=True).values, expected)
+
+
+def test_ties_go_to_the_lower_latent():
+    pre_acts = torch.tensor([[1.0, 3, 2, 3, 2, 2, 0]]).repeat(3, 1)
+    assert largest(pre_acts, 4)[1].tolist() == [[1, 3, 2, 4]] * 3
+
+
+def test_the_sparse_and_the_dense_code_agree_over_any_leading_dimensions():
+    sae, x = random_sae(), tokens(30, 12).view(2, 3, 5, 12)
+    values, latents = sae.encode_topk(x)
+    dense = sae.encode(x)
+    assert torch.equal(dense.gather(-1, latents), values)
+    assert (dense > 0).sum() == (values > 0).sum()
+
+
+def test_a_seed_gives_one_unit_norm_tied_start_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    sae = TopKSAE(16, 64, 4, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+    assert torch.equal(sae.W_dec, TopKSAE(16, 64, 4, seed=3).W_dec)
+    assert not torch.equal(sae.W_dec, TopKSAE(16, 64, 4, seed=4).W_dec)
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_k_outside_the_latents_is_refused(k):
+    with pytest.raises(UserError, match=rf"^{k} active latents of d_sae = 8: give a --top_k from 1 to 8$"):
+        TopKSAE(4, 8, k)
+
+
+# --------------------------------------------------------------------------------------- loss, gradients
+
+
+def test_the_gradients_of_the_loss_are_its_finite_differences():
+    sae, x = random_sae(4, 9, 2, dtype=torch.float64), tokens(7, 4, dtype=torch.float64)
+    sae.loss(x).loss.backward()
+    for name, parameter in sae.named_parameters():
+        differences = finite_differences(lambda: sae.loss(x).loss, parameter)
+        torch.testing.assert_close(parameter.grad, differences, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def finite_differences(function, parameter, step=1e-6):
+    differences = torch.zeros_like(parameter)
+    with torch.no_grad():
+        for place in np.ndindex(*parameter.shape):
+            middle = parameter[place].item()
+            parameter[place] = middle + step
+            above = function()
+            parameter[place] = middle - step
+            differences[place] = (above - function()) / (2 * step)
+            parameter[place] = middle
+    return differences
+
+
+def test_the_loss_is_a_mean_over_tokens_and_dimensions():
+    sae, x = random_sae(), tokens(20, 12)
+    once, twice = sae.loss(x), sae.loss(torch.cat([x, x]))
+    torch.testing.assert_close(once.loss, (x - sae(x)).square().mean())
+    torch.testing.assert_close(twice.loss, once.loss)
+    torch.testing.assert_close(twice.squared_error, 2 * once.squared_error)
+    assert torch.equal(once.fired, (sae.encode(x) > 0).sum(0))
+    dead = torch.arange(40) < 10
+    torch.testing.assert_close(sae.loss(torch.cat([x, x]), dead).loss, sae.loss(x, dead).loss)
+
+
+def dead_latents(kind, d_sae):
+    if kind == "no mask":
+        return None
+    chosen = {"none": 0.0, "some": 0.3, "all": 1.0}[kind]
+    return torch.rand(d_sae, generator=torch.Generator().manual_seed(7)) < chosen
+
+
+@pytest.mark.parametrize("kind", ["no mask", "none", "some", "all"])
+@pytest.mark.parametrize(
+    ("d_in", "d_sae", "k", "n"),
+    [(12, 40, 4, 60), (8, 16, 16, 20), (8, 16, 1, 5), (96, 384, 16, 300), (5, 7, 3, 1)],
+)
+def test_the_fast_step_has_the_gradients_of_autograd(d_in, d_sae, k, n, kind):
+    sae, x = random_sae(d_in, d_sae, k), tokens(n, d_in)
+    plain, expected, fast, found = plain_and_fast(sae, x, dead_latents(kind, d_sae), k_aux=5)
+    assert_close_gradients(found, expected, 1e-5)
+    torch.testing.assert_close(fast.loss, plain.loss.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(fast.squared_error, plain.squared_error, rtol=1e-5, atol=0)
+    assert torch.equal(fast.fired, plain.fired)
+
+
+def test_the_fast_step_agrees_with_autograd_at_ties_and_on_rows_without_a_code():
+    sae = TopKSAE(6, 20, 3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # whole numbers are exact, and often equal
+        for parameter in (sae.W_enc, sae.W_dec):
+            parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator).float())
+    x = torch.randint(-1, 2, (40, 6), generator=generator).float()
+    x[::5] = 0
+    _, expected, fast, found = plain_and_fast(sae, x, dead_latents("some", 20), k_aux=2)
+    tied = sae.pre_acts(x).sort(1, descending=True).values
+    assert ((tied[:, 2] == tied[:, 3]) & (tied[:, 2] > 0)).any()
+    assert not (sae.encode(x) > 0).any(1)[::5].any()
+    assert fast.fired.sum() > 0
+    assert_close_gradients(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["no mask", "some", "none"])
+def test_the_path_of_other_devices_has_the_gradients_of_autograd(kind, monkeypatch):
+    """Float64 takes the operations that CUDA takes; AuxK is made to compute with all latents, as there."""
+    monkeypatch.setattr(sae_module, "_candidates", lambda dead: torch.arange(len(dead)))
+    sae, x = random_sae(dtype=torch.float64), tokens(60, 12, dtype=torch.float64)
+    plain, expected, fast, found = plain_and_fast(sae, x, dead_latents(kind, 40), k_aux=5)
+    assert_close_gradients(found, expected, 1e-12)
+    torch.testing.assert_close(fast.loss, plain.loss.detach())
+    sae.normalize_decoder()
+    sae.remove_parallel_gradient()
+    assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-12
+
+
+def test_more_tokens_than_a_block_make_no_difference(monkeypatch):
+    sae, x = random_sae(), tokens(60, 12)
+    whole = sae.step_gradients(x)
+    expected = gradients(sae)
+    monkeypatch.setattr(sae_module, "BLOCK_TOKENS", 7)
+    assert torch.equal(sae.step_gradients(x).fired, whole.fired)
+    assert_close_gradients(gradients(sae), expected, 1e-6)
+
+
+def test_the_shares_of_two_processes_sum_to_the_whole_batch(monkeypatch):
+    sae, x, dead = random_sae(), tokens(50, 12), dead_latents("some", 40)
+    whole = sae.step_gradients(x, dead)
+    expected = gradients(sae)
+    total = torch.stack([torch.tensor(50.0), whole.squared_error])
+    monkeypatch.setattr(sae_module, "_over_processes", lambda share: total)
+    first, found = sae.step_gradients(x[:20], dead), gradients(sae)
+    second = sae.step_gradients(x[20:], dead)
+    assert_close_gradients({n: found[n] + g for n, g in gradients(sae).items()}, expected, 1e-5)
+    torch.testing.assert_close(first.loss + second.loss, whole.loss)
+    assert torch.equal(first.fired + second.fired, whole.fired)
+
+
+def test_bfloat16_is_close_and_leaves_float32_gradients():
+    sae, x = random_sae(96, 384, 16), tokens(300, 96)
+    sae.step_gradients(x)
+    expected = gradients(sae)
+    sae.step_gradients(x, precision="bfloat16")
+    for name, gradient in gradients(sae).items():
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0) > 0.98, name
+
+
+# ------------------------------------------------------------------------------------------------- AuxK
+
+
+def small_auxk():
+    """Latent 0 fires with 2, latent 1 is dead with 1 and half a decoder row; the error is (0, 1)."""
+    sae = TopKSAE(2, 2, 1)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(torch.tensor([[1.0, 0], [0, 0.5]]))
+        sae.b_dec.copy_(torch.tensor([10.0, 0]))
+    return sae, torch.tensor([[12.0, 1]]), torch.tensor([False, True])
+
+
+@pytest.mark.parametrize("step", ["plain", "fast"])
+def test_auxk_by_hand(step):
+    """ehat = (0, .5) without b_dec, so that the loss is 1/2 + alpha/4; the dead latent's whole row learns."""
+    sae, x, dead = small_auxk()
+    if step == "plain":
+        done = sae.loss(x, dead, auxk_alpha=0.5)
+        done.loss.backward()
+    else:
+        done = sae.step_gradients(x, dead, auxk_alpha=0.5)
+    assert done.loss.item() == 0.5 + 0.5 / 4
+    assert done.fired.tolist() == [1, 0]
+    # main: error (0, 1), slope -2/2; AuxK: -2 alpha (0, .5), and its product with the decoder row -alpha / 2
+    assert sae.W_dec.grad.tolist() == [[0, -2], [0, -0.5]]
+    assert sae.W_enc.grad.T.tolist() == [[0, 0], [-0.5, -0.25]]
+    assert sae.b_enc.grad.tolist() == [0, -0.25]
+    assert sae.b_dec.grad.tolist() == [0, -1 + 0.25]
+
+
+def test_auxk_reaches_the_dead_latents_alone_and_by_its_own_finite_differences():
+    """The error does not depend on a latent that never fires, so that AuxK's slope there is the loss's."""
+    sae, x = random_sae(4, 12, 2, dtype=torch.float64), tokens(6, 4, dtype=torch.float64)
+    dead = sae.loss(x).fired == 0
+    assert 2 <= dead.sum() < 12
+    sae.loss(x).loss.backward()
+    without = gradients(sae)
+    sae.zero_grad()
+    sae.loss(x, dead).loss.backward()
+    for parameter, rows, name in (
+        (sae.W_enc, sae.W_enc.grad.T, "W_enc"),
+        (sae.b_enc, sae.b_enc.grad, "b_enc"),
+        (sae.W_dec, sae.W_dec.grad, "W_dec"),
+    ):
+        differences = finite_differences(lambda: sae.loss(x, dead).loss, parameter)
+        differences, before = (t.T if name == "W_enc" else t for t in (differences, without[name]))
+        torch.testing.assert_close(rows[dead], differences[dead], rtol=1e-5, atol=1e-8, msg=name)
+        assert rows[dead].abs().max() > 0, name
+        assert torch.equal(rows[~dead], before[~dead]), name
+
+
+def test_auxk_uses_the_k_aux_largest_dead_latents():
+    pre_acts = torch.tensor([[5.0, 4, 3, -2]])
+    assert keep_largest(pre_acts, 2).tolist() == [[5, 4, 0, 0]]
+    assert keep_largest(pre_acts, 9).tolist() == [[5, 4, 3, 0]]
+    sae, x, dead = random_sae(8, 32, 2), tokens(50, 8), torch.ones(32, dtype=torch.bool)
+    default, four, eight = (sae.loss(x, dead, k_aux=k_aux).loss for k_aux in (None, 4, 8))
+    assert default == four  # half of d_in
+    assert four != eight
+
+
+@pytest.mark.parametrize("step", ["loss", "step_gradients"])
+def test_auxk_of_a_perfect_reconstruction_is_finite(step):
+    sae = TopKSAE(3, 6, 2)
+    x, dead = sae.b_dec.detach().expand(4, 3), torch.ones(6, dtype=torch.bool)
+    assert getattr(sae, step)(x, dead).loss.item() == 0
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+def test_the_parallel_part_alone_is_removed_from_the_decoder_gradient():
+    sae, x = random_sae(96, 384, 16), tokens(300, 96)
+    sae.normalize_decoder()
+    sae.step_gradients(x)
+    before, rows = sae.W_dec.grad.double(), sae.W_dec.detach().double()
+    others = gradients(sae)
+    sae.remove_parallel_gradient()
+    expected = before - (before * rows).sum(1, keepdim=True) * rows
+    torch.testing.assert_close(
+        sae.W_dec.grad.double(), expected, rtol=1e-4, atol=1e-6 * before.abs().max().item()
+    )
+    assert all(torch.equal(others[name], gradients(sae)[name]) for name in ("W_enc", "b_enc", "b_dec"))
+
+
+def test_normalising_keeps_the_directions_of_the_decoder():
+    sae = random_sae()
+    directions = sae.W_dec.detach().clone()
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.5, 3, 40)[:, None]
+    sae.normalize_decoder()
+    torch.testing.assert_close(sae.W_dec.detach(), directions)
+
+
+def test_fused_adam_on_fast_gradients_trains_as_plain_adam_on_autograd():
+    fast, plain = random_sae(), random_sae()
+    fused = torch.optim.Adam(fast.parameters(), lr=1e-2, fused=True)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2, foreach=False)
+    for step in range(5):
+        x = tokens(60, 12, seed=step)
+        fast.step_gradients(x)
+        adam.zero_grad()
+        plain.loss(x).loss.backward()
+        for sae, optimizer in ((fast, fused), (plain, adam)):
+            sae.remove_parallel_gradient()
+            optimizer.step()
+            sae.normalize_decoder()
+    for (name, found), expected in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_step_is_bitwise_repeatable():
+    sae, x, dead = random_sae(96, 384, 16), tokens(300, 96), dead_latents("some", 384)
+    first = sae.step_gradients(x, dead), gradients(sae)
+    second = sae.step_gradients(x, dead), gradients(sae)
+    assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+def test_folding_a_standardiser_gives_the_sae_of_the_raw_activations():
+    sae, x, mean, scale = random_sae(), tokens(30, 12), torch.linspace(-5, 5, 12), 2.5
+    standard = (x - mean) / scale
+    code, xhat = sae.encode(standard).detach(), sae(standard).detach()
+    W_dec = sae.W_dec.detach().clone()
+    sae.fold_standardizer(mean, scale)
+    torch.testing.assert_close(sae.encode(x).detach(), scale * code, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(x).detach(), scale * xhat + mean, rtol=1e-4, atol=1e-4)
+    assert torch.equal(sae.W_dec, W_dec)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_the_saved_files_are_the_saelens_layout(tmp_path):
+    sae = random_sae()
+    sae.save(tmp_path / "run" / "layer1", {"encoder": {"model": "ViT"}})
+    assert json.loads((tmp_path / "run/layer1/cfg.json").read_text()) == {
+        "architecture": "topk",
+        "d_in": 12,
+        "d_sae": 40,
+        "k": 4,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "metadata": {"encoder": {"model": "ViT"}, "sae_lens_version": "6.0.0"},
+    }
+    tensors = safetensors.torch.load_file(tmp_path / "run/layer1/sae_weights.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "W_enc": (12, 40),
+        "b_enc": (40,),
+        "W_dec": (40, 12),
+        "b_dec": (12,),
+    }
+    assert sorted(path.name for path in (tmp_path / "run/layer1").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_saved_sae_comes_back_bit_for_bit(tmp_path):
+    sae, x = random_sae(), tokens(20, 12)
+    sae.save(tmp_path)
+    loaded = TopKSAE.load(tmp_path)
+    assert loaded.k == 4
+    for (name, parameter), same in zip(sae.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(parameter, same), name
+        assert parameter.stride() == same.stride(), name
+    assert torch.equal(sae.encode(x), loaded.encode(x))
+
+
+def rewrite(folder, **changes):
+    config = json.loads((folder / CONFIG_FILE).read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+
+
+def test_the_settings_of_other_trainers_are_folded_in(tmp_path):
+    sae, x = random_sae(), tokens(20, 12)
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.5, 2, 40)[:, None]
+    sae.save(tmp_path)
+    rewrite(tmp_path, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=True)
+    norms = sae.W_dec.norm(dim=1)
+    code = keep_largest((x @ sae.W_enc + sae.b_enc) * norms, 4)
+    loaded = TopKSAE.load(tmp_path)
+    torch.testing.assert_close(loaded.encode(x), code, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(x), code / norms @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "jumprelu"}, "has architecture 'jumprelu': only 'topk' can be read"),
+        ({"architecture": None}, "has architecture None: only 'topk' can be read"),
+        ({"normalize_activations": "layer_norm"}, "has normalize_activations 'layer_norm': only 'none'"),
+        ({"k": None}, "lacks the whole number 'k'"),
+        ({"k": 41}, "41 active latents of d_sae = 40"),
+        ({"d_sae": 50}, "where its cfg.json asks for"),
+    ],
+)
+def test_an_sae_that_cannot_be_read_is_refused_in_one_line(tmp_path, changes, message):
+    random_sae().save(tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as refusal:
+        TopKSAE.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_or_broken_file_is_named(tmp_path, file):
+    random_sae().save(tmp_path)
+    (tmp_path / file).write_bytes(b"half a fi")
+    with pytest.raises(UserError, match=rf"{file} is not"):
+        TopKSAE.load(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError, match=rf"holds no {file}: give a folder in the SAELens layout"):
+        TopKSAE.load(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
+    sae = random_sae()
+    sae.save(tmp_path)
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sae_module.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        random_sae(seed=9).save(tmp_path)
+    assert torch.equal(TopKSAE.load(tmp_path).W_dec, sae.W_dec)
+
+
+SAE_LENS = """
+import sys
+from sae_lens import SAE
+import safetensors.torch as st
+folder = sys.argv[1]
+sae = SAE.load_from_disk(folder)
+x = st.load_file(folder + "/x.st")["x"]
+code = sae.encode(x).detach()
+st.save_file({"code": code.contiguous(), "xhat": sae.decode(code).detach().contiguous()}, folder + "/out.st")
+print(sae.cfg.metadata.encoder, type(sae).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_sae_lens_reads_the_folder_and_computes_the_same_codes(tmp_path):
+    """In an environment of its own, which uv makes; skipped where that cannot be done."""
+    sae, x = random_sae(48, 192, 8), tokens(200, 48)
+    sae.save(tmp_path, {"encoder": "ViT"})
+    safetensors.torch.save_file({"x": x}, tmp_path / "x.st")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    uv = ["uv", "run", "--no-project", "--python", python, "--with", "sae-lens", "python", "-c"]
+    try:
+        subprocess.run(
+            [*uv, "import sae_lens"], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=270
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(
+            f"sae-lens cannot be had: {(getattr(error, 'stderr', None) or str(error)).strip()[-300:]}"
+        )
+    done = subprocess.run(
+        [*uv, SAE_LENS, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=270
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["ViT", "TopKSAE"]
+    theirs = safetensors.torch.load_file(tmp_path / "out.st")
+    torch.testing.assert_close(theirs["code"], sae.encode(x).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(theirs["xhat"], sae(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- CUDA
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["no mask", "none", "some", "all"])
+def test_the_step_on_cuda_has_the_gradients_of_autograd_and_never_waits(kind):
+    sae, x = random_sae(96, 384, 16).cuda(), tokens(300, 96).cuda()
+    dead = dead_latents(kind, 384)
+    _, expected, _, found = plain_and_fast(sae, x, None if dead is None else dead.cuda(), k_aux=5)
+    assert_close_gradients(found, expected, 1e-5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sae.step_gradients(x, None if dead is None else dead.cuda(), precision="bfloat16")
+        sae.remove_parallel_gradient()
+        sae.normalize_decoder()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
