@@ -83,6 +83,10 @@ def training_arguments(argv, description: str, rows: dict, default_model: str, a
     add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)
     choose_encoder(arguments, rows, default_model)
+    if arguments.sae and (len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor):
+        raise UserError(
+            "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
+        )
     arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
     return arguments
 
@@ -154,6 +158,7 @@ def add_recipe_arguments(parser: Parser):
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of the SAEs' matrix products"
     )
+    parser.add_argument("--sae", metavar="DIR", help="record with these SAEs (SAELens' layout), train none")
     parser.add_argument(
         "--checkpoint_every",
         type=above_zero,

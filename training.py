@@ -10,6 +10,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     recipe: str
     precision: str
     seed: int
+    sae: str | None  # where the SAEs come from that are not trained here
 
 
 class Job(NamedTuple):
@@ -74,6 +76,7 @@ class Work(NamedTuple):
     jobs: list[Job]
     held_out: Bool[np.ndarray, " sample"]
     identity: dict[str, Any]
+    given: dict[int, Path]  # the folders of SAEs that are trained already, by layer; empty: train
     checkpoint_every: float  # seconds
     started: float
 
@@ -166,8 +169,9 @@ def wait_for_all():
 def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str, started: float) -> Work:
     """Settle every setting, and open the run folders: fresh ones, or those of the same command when it was cut short."""
     row = wrappedmodels.REGISTRY[arguments.model]
+    given = find_saes(Path(arguments.sae), encoder, arguments.layers) if arguments.sae else {}
     base = Settings(
-        layers=encoder.resolve_layers(arguments.layers),
+        layers=encoder.resolve_layers(sorted(given) if given else arguments.layers),
         token=encoder.token,
         activation=arguments.activation,
         top_k=row.top_k,
@@ -178,6 +182,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         recipe=arguments.recipe,
         precision=arguments.precision,
         seed=arguments.seeds[0],
+        sae=arguments.sae,
     )
     variants = name_variants(arguments, base, arguments.runname or default_name(arguments, pairs))
     identity = {
@@ -198,7 +203,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
     jobs = [Job(folders[name], settings) for name, settings in variants.items()]
     held_out = held_out_rows(len(pairs), base.seed)
-    work = Work(stream, jobs, held_out, identity, arguments.checkpoint_every, started)
+    work = Work(stream, jobs, held_out, identity, given, arguments.checkpoint_every, started)
     if process() == 0:
         work = work._replace(started=started - find_unfinished(work, arguments.overwrite))
     wait_for_all()
@@ -281,7 +286,9 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
     stream = work.stream
     if state := features.read_state(work.record_state(0)):
-        return load_saes(work), state[0]["history"]
+        return [load_saes(work, layer_folders(job)) for job in work.jobs], state[0]["history"]
+    if work.given:
+        return [take_given(work)], []
     plan = training_plan(work.held_out, work.jobs[0].settings)
     standard, batch_tokens = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)
@@ -382,21 +389,71 @@ def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer])
         sae = saes[number][layer] = trainer.sae
         sae.fold_standardizer(*standard[layer])
         if process() == 0:
-            encoder = work.stream.encoder
-            about = {"model_name": encoder.checkpoint, "hook_name": f"{encoder.model}.layer{layer}"}
-            about["dataset_path"] = work.stream.pairs.name
-            sae.save(work.jobs[number].folder / f"layer{layer}", about)
+            sae.save(work.jobs[number].folder / f"layer{layer}", describe(work, layer))
     wait_for_all()
     return saes
 
 
-def load_saes(work: Work) -> list[dict[int, TopKSAE]]:
-    """The SAEs that an earlier, interrupted process had finished."""
-    device = work.stream.device
-    return [
-        {layer: TopKSAE.load(job.folder / f"layer{layer}").to(device) for layer in work.stream.layers}
-        for job in work.jobs
-    ]
+def describe(work: Work, layer: int) -> dict[str, str]:
+    """What an SAE's cfg.json says of where it comes from, by SAELens' names."""
+    encoder = work.stream.encoder
+    hook = f"{encoder.model}.layer{layer}"
+    return {"model_name": encoder.checkpoint, "hook_name": hook, "dataset_path": work.stream.pairs.name}
+
+
+def layer_folders(job: Job) -> dict[int, Path]:
+    """Where a job's SAEs are."""
+    return {layer: job.folder / f"layer{layer}" for layer in job.settings.layers}
+
+
+def load_saes(work: Work, folders: dict[int, Path]) -> dict[int, TopKSAE]:
+    """SAEs that were trained before, by layer, on this process's device."""
+    return {layer: TopKSAE.load(folder).to(work.stream.device) for layer, folder in folders.items()}
+
+
+def find_saes(folder: Path, encoder: Any, layers: list[int] | None) -> dict[int, Path]:
+    """The SAEs in a folder in SAELens' layout, by layer: the folder's own, or one in each subfolder.
+
+    A folder's name says its layer by the first number in it (`layer11`, `blocks.8.hook_resid_post`).
+    """
+    single = (folder / "cfg.json").exists()
+    if single and layers is not None and len(layers) == 1:
+        return {encoder.resolve_layers(layers)[0]: folder}
+    found = {}
+    for candidate in [folder] if single else sorted(path.parent for path in folder.glob("*/cfg.json")):
+        if number := re.search(r"\d+", candidate.name):
+            found[int(number[0])] = candidate
+    if single and not found:
+        raise UserError(
+            f"--sae {folder} is one SAE and its name tells no layer: add --layers with one number"
+        )
+    if not found:
+        raise UserError(
+            f"--sae {folder} holds no SAE (cfg.json), nor do its subfolders: see the README's run folder"
+        )
+    wanted = encoder.resolve_layers(layers) if layers is not None else sorted(found)
+    if missing := [layer for layer in wanted if layer not in found]:
+        raise UserError(
+            f"--sae {folder} has SAEs of layers {sorted(found)}, not of {missing}: change --layers"
+        )
+    return {layer: found[layer] for layer in wanted}
+
+
+def take_given(work: Work) -> dict[int, TopKSAE]:
+    """Load the SAEs that the command names, check their widths, and keep a copy with the run."""
+    saes = load_saes(work, work.given)
+    batch = next(iter(work.stream.batches([[0]])))
+    for layer, sae in saes.items():
+        width = batch.layers[layer].shape[-1]
+        if sae.d_in != width:
+            raise UserError(
+                f"the SAE in {work.given[layer]} takes activations of width {sae.d_in}, and layer {layer} of "
+                f"{work.stream.encoder.checkpoint} has {width}: name the encoder that it was trained on"
+            )
+        if process() == 0:
+            sae.save(work.jobs[0].folder / f"layer{layer}", describe(work, layer))
+    wait_for_all()
+    return saes
 
 
 # -------------------------------------------------------------------------------------------- checkpoints
@@ -582,9 +639,9 @@ def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cos
     rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in pairs.samples]
     features.write_samples(folder, rows)
     own = slice(number * len(names), (number + 1) * len(names))
-    draw_curve(
-        folder / "training_curve.png", list(names.values()), [(step, found[own]) for step, found in history]
-    )
+    if history:
+        curve = [(step, found[own]) for step, found in history]
+        draw_curve(folder / "training_curve.png", list(names.values()), curve)
     for file in folder.glob("unfinished-*.safetensors"):
         file.unlink()
     manifest = {
@@ -604,7 +661,7 @@ def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cos
         "sae": {
             names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
         },
-        "training": settings._asdict(),
+        "training": {"sae": settings.sae} if settings.sae else settings._asdict(),
         "evaluated_samples": int(work.held_out.sum()) or len(pairs),
         "held_out": bool(work.held_out.any()),
         **{

@@ -89,6 +89,7 @@ ARGUMENTS = {
     "epochs": 1,
     "lr": None,
     "recipe": "ours",
+    "sae": None,
     "precision": "float32",
     "checkpoint_every": 60.0,
     "seeds": [0],

@@ -218,3 +218,43 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
     chosen = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
     assert training.default_name(chosen, argparse.Namespace(name=dataset)) == expected
+
+
+# ------------------------------------------------------------------------------- SAEs that are trained already
+
+
+def test_saes_trained_before_record_the_same_features_again(train):
+    (trained,) = train(runname="trained")
+    (again,) = train(runname="again", sae=str(trained.path))
+    for layer in trained.layers:
+        for file in ("sae_weights.safetensors", "features-00000.npz"):
+            assert (again.path / layer / file).read_bytes() == (trained.path / layer / file).read_bytes()
+    assert again.manifest["training"]["sae"] == str(trained.path)
+    assert again.manifest["fvu"] == trained.manifest["fvu"]
+
+
+def test_one_sae_is_taken_for_the_layer_that_its_folder_or_the_user_names(train, tmp_path):
+    (trained,) = train(runname="trained")
+    (one,) = train(runname="one", sae=str(trained.path / "layer1"))
+    assert one.layers == ["layer1"]
+    (trained.path / "layer1").rename(tmp_path / "mine")
+    with pytest.raises(UserError, match="add --layers with one number"):
+        train(runname="two", sae=str(tmp_path / "mine"))
+    (two,) = train(runname="two", sae=str(tmp_path / "mine"), layers=[1])
+    np.testing.assert_array_equal(two.load("layer1").toarray(), one.load("layer1").toarray())
+
+
+@pytest.mark.parametrize(
+    ("folder", "layers", "said"),
+    [("nowhere", None, "holds no SAE"), ("sae_features/part", [0], r"layers \[1, 2\], not of \[0\]")],
+)
+def test_saes_that_are_not_there_are_named(train, folder, layers, said):
+    train(runname="part", layers=[1, 2])
+    with pytest.raises(UserError, match=said):
+        train(runname="new", sae=folder, layers=layers)
+
+
+def test_an_sae_of_another_width_is_refused(train):
+    (trained,) = train(runname="trained")
+    with pytest.raises(UserError, match="width 8, and layer 0 of none has 4"):
+        train(SmallEncoder(d_in=4), runname="new", sae=str(trained.path))
