@@ -1,6 +1,7 @@
 """Rank a run's features by Comparative Sharedness: in every run of one group, and in none of the other."""
 
 import csv
+import functools
 import io
 import json
 from pathlib import Path
@@ -31,22 +32,9 @@ class Sharedness(NamedTuple):
 @script
 def main(argv=None) -> Sharedness:
     """Print the first of the features of M that are in all of G and in none of H; returns all of them."""
-    parser = Parser(__doc__)
-    parser.add_argument("--source", required=True, metavar="M", help="the run whose features are ranked")
-    parser.add_argument(
-        "--min_group", required=True, nargs="+", metavar="G", help="runs that all have to have it"
-    )
-    parser.add_argument(
-        "--max_group", required=True, nargs="+", metavar="H", help="runs that none may have it"
-    )
-    parser.add_argument(
-        "--layer", type=int, default=-1, help="of every run; negative ones count from the end"
-    )
-    parser.add_argument("--top", type=positive, help="print so many features (default: 1%% of them)")
-    parser.add_argument("--csv", type=output, metavar="FILE", help="write all features")
-    parser.add_argument("--json", type=output, metavar="FILE", help="write all features, for machines")
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
 
+    import comparison
     import features
 
     source = features.open_run(arguments.source)
@@ -55,41 +43,74 @@ def main(argv=None) -> Sharedness:
     ]
     features.check_aligned([source, *groups[0], *groups[1]])
     shared = compare(source, *groups, arguments.layer)
-    print_top(shared, arguments.top or max(1, len(shared.feature) // 100))
-    if arguments.csv:
-        features.write_text(arguments.csv, as_csv(shared))
-    if arguments.json:
-        features.write_text(arguments.json, as_json(source, shared))
+    if comparison.team().rank == 0:
+        report(arguments, source, shared)
     return shared
 
 
+def parse(argv):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--source", required=True, metavar="M", help="the run whose features are ranked")
+    add("--min_group", required=True, nargs="+", metavar="G", help="runs that all have to have it")
+    add("--max_group", required=True, nargs="+", metavar="H", help="runs that none may have it")
+    add("--layer", type=int, default=-1, help="of every run; negative ones count from the end")
+    add("--top", type=positive, help="how many to print, draw and show (default: 1%% of the features)")
+    add("--csv", type=output, metavar="FILE", help="write all features, a line each")
+    add("--json", type=output, metavar="FILE", help="write all features, for machines")
+    add("--plot", type=output, metavar="FILE.png", help="draw Delta against S, the first features named")
+    add("--show", action="store_true", help="make the sheets of the first features, as show.py does")
+    add("--data_root", help="where the pictures for --show are now, if they have moved")
+    return parser.parse_args(argv)
+
+
 def output(text: str) -> Path:
-    """An argument type: a file to write, in a folder that exists."""
-    if not Path(text).parent.is_dir():
-        raise UserError(f"{text}: there is no folder {Path(text).parent}/ to write into; make it first")
-    return Path(text)
+    """An argument type: a file to write; its folder is made."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
+    if path.is_dir():
+        raise UserError(f"{text} is a folder: name a file in it")
+    return path
 
 
 def compare(source: Any, min_group: list[Any], max_group: list[Any], layer: int = -1) -> Sharedness:
     """Delta_i(M -> G, H) of every feature of the source's layer, the same layer number in every run."""
-    from tqdm import tqdm
+    import comparison
+    from scores import sharedness
 
-    import correlation
-
-    codes = correlation.Codes(source.load(source.layer(layer)))
-    rho = {}
-    for run in tqdm([*min_group, *max_group], desc="runs", disable=None, leave=False):
-        if run.name not in rho:
-            rho[run.name] = correlation.max_correlation(codes, run.load(run.layer(layer))).rho
-    total = codes.sums().total
+    others = {run.name: run for run in (*min_group, *max_group)}
+    own = source.layer(layer)
+    cells = [comparison.Cell(source, own, run, run.layer(layer)) for run in others.values()]
+    reader = comparison.Reader()
+    rho = {name: forward for name, (forward, _) in zip(others, comparison.rho_of(cells, reader), strict=True)}
+    total = reader.sums(source, own).total
     names = [[run.name for run in group] for group in (min_group, max_group)]
-    delta = correlation.sharedness(*(np.array([rho[name] for name in group]) for group in names), total)
+    delta = sharedness(*(np.array([rho[name] for name in group]) for group in names), total)
     order = np.argsort(-delta, kind="stable")
     ranked = {name: values[order] for name, values in rho.items()}
-    return Sharedness(source.name, source.layer(layer), *names, order, delta[order], total[order], ranked)
+    return Sharedness(source.name, own, *names, order, delta[order], total[order], ranked)
 
 
 # --------------------------------------------------------------------------------------------- reporting
+
+
+def report(arguments: Any, source: Any, shared: Sharedness):
+    """Print the first features, and write the files that are asked for."""
+    import features
+
+    top = min(arguments.top or max(1, len(shared.feature) // 100), len(shared.feature))
+    print_top(shared, top)
+    if arguments.csv:
+        features.write_text(arguments.csv, as_csv(shared))
+    if arguments.json:
+        features.write_text(arguments.json, as_json(source, shared))
+    if arguments.plot:
+        plot(arguments.plot, shared, top)
+    if arguments.show:
+        show(source, shared, top, arguments.data_root)
 
 
 def columns(shared: Sharedness) -> dict[str, np.ndarray]:
@@ -101,7 +122,6 @@ def columns(shared: Sharedness) -> dict[str, np.ndarray]:
 def print_top(shared: Sharedness, top: int):
     """The first `top` features; a live feature is one that fired."""
     live = int((shared.total > 0).sum())
-    top = min(top, len(shared.feature))
     print(
         f"{shared.source} {shared.layer}: {live} of {len(shared.feature)} features live; the first {top} are"
     )
@@ -130,6 +150,78 @@ def as_json(source: Any, shared: Sharedness) -> str:
     return (
         json.dumps({"dataset": source.manifest["dataset"], "n_samples": source.n_samples, **document}) + "\n"
     )
+
+
+def plot(file: Path, shared: Sharedness, top: int):
+    """Delta against S of every live feature, the first ones in orange and named where there is room."""
+    from matplotlib.figure import Figure
+
+    import features
+
+    figure = Figure((8, 5.5), layout="constrained")
+    space = figure.subplots()
+    live = np.flatnonzero(shared.total > 0)
+    first, rest = live[live < top], live[live >= top]
+    space.axhline(0, color="0.6", linewidth=0.8)
+    space.scatter(shared.total[rest], shared.delta[rest], s=9, color="#0072B2", label="features")
+    space.scatter(
+        shared.total[first],
+        shared.delta[first],
+        s=22,
+        color="#D55E00",
+        marker="D",
+        label=f"first {len(first)}",
+    )
+    for rank in spread_out(shared, first):
+        point = (shared.total[rank], shared.delta[rank])
+        space.annotate(str(shared.feature[rank]), point, (4, 4), textcoords="offset points", fontsize=8)
+    space.set_xscale("log")
+    space.set_xlabel("S, the feature's summed activation")
+    space.set_ylabel("Δ, Comparative Sharedness")
+    groups = f"in all of {', '.join(shared.min_group)}; in none of {', '.join(shared.max_group)}"
+    space.set_title(f"{shared.source}, {shared.layer}: {groups}", fontsize=10, wrap=True)
+    space.legend(frameon=False, loc="best")
+    with features.replacing(file) as temporary:
+        figure.savefig(temporary, dpi=150, format=file.suffix.removeprefix(".") or "png")
+
+
+def spread_out(shared: Sharedness, ranks: np.ndarray) -> list[int]:
+    """Those whose names do not cover a better one's: 6% of the width or 3.5% of the height apart."""
+    if not len(ranks):
+        return []
+    x, y = np.log10(shared.total[shared.total > 0]), shared.delta
+    scale = np.array([max(np.ptp(x), 1e-9) * 0.06, max(np.ptp(y), 1e-9) * 0.035])
+    named, places = [], np.empty((0, 2))
+    for rank in ranks:
+        place = np.array([np.log10(shared.total[rank]), shared.delta[rank]]) / scale
+        if not (np.abs(places - place) < 1).all(axis=1).any():
+            named.append(int(rank))
+            places = np.vstack([places, place])
+    return named
+
+
+def show(source: Any, shared: Sharedness, top: int, data_root: str | None):
+    """Make the sheets of the first features in imgs/RUN/."""
+    import sys
+
+    from tqdm import tqdm
+
+    import data
+    import sheets
+
+    settings = source.manifest["dataset"].get("source")
+    if not settings:
+        raise UserError(f"run {source.name!r} does not name its samples, so there is nothing to show")
+    pairs = data.open_pairs(**{**settings, **({"data_root": data_root} if data_root else {})})
+    if pairs.fingerprint != source.fingerprint:
+        raise UserError(
+            f"the data set of run {source.name!r} has changed since: name the old place with --data_root"
+        )
+    folder = Path("imgs") / source.name
+    codes, chosen = source.load(shared.layer), shared.feature[:top].tolist()
+    progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)
+    files = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder, progress)
+    print(f"\n{len(files)} sheets in {folder}/")
 
 
 if __name__ == "__main__":

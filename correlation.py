@@ -1,4 +1,4 @@
-"""Pearson correlation between the features of two runs, and the scores made of it (arXiv 2507.18512).
+"""Pearson correlation between the features of two runs.
 
 Pearson is a function of sums (n, Σx, Σx², Σy, Σy², Σxy), which add up over chunks of rows, shards and hosts.
 Two ways to get them, chosen by cost: TopK codes are sparse, so one compiled loop takes a source feature at a
@@ -9,8 +9,10 @@ All sums are float64, so a correlation is within 1e-6 also where a mean is a hun
 """
 
 import functools
+import itertools
 import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, no_type_check
 
@@ -41,6 +43,11 @@ class ColumnSums(NamedTuple):
     square: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+    @staticmethod
+    def of_nothing(n_features: int) -> "ColumnSums":
+        zero, infinity = np.zeros(n_features), np.full(n_features, np.inf)
+        return ColumnSums(0.0, zero, zero.copy(), infinity, -infinity)
 
     def __add__(self, other: "ColumnSums") -> "ColumnSums":
         return ColumnSums(
@@ -130,10 +137,9 @@ def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums
     if not codes.is_sparse:
         return _dense_column_sums(codes.matrix, weights)
     n_rows = np.count_nonzero(weights > 0) if weights.size else codes.n_rows
-    sums = [np.zeros(codes.n_features) for _ in range(3)]
-    low, high = np.full(codes.n_features, np.inf), np.full(codes.n_features, -np.inf)
-    _add_columns(codes.by_row, weights, *sums, low, high)
-    total, square, stored = sums
+    _, total, square, low, high = ColumnSums.of_nothing(codes.n_features)
+    stored = np.zeros(codes.n_features, np.int64)
+    _add_columns(codes.by_row, weights, total, square, stored, low, high)
     gaps = stored < n_rows  # where a row holds no entry, the activation is 0
     low[gaps], high[gaps] = np.minimum(low[gaps], 0), np.maximum(high[gaps], 0)
     return ColumnSums(float(weights.sum() if weights.size else codes.n_rows), total, square, low, high)
@@ -141,8 +147,7 @@ def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums
 
 def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
     weights = weights if weights.size else np.ones(len(matrix))
-    width = matrix.shape[1]
-    sums = ColumnSums(0.0, np.zeros(width), np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf))
+    sums = ColumnSums.of_nothing(matrix.shape[1])
     for start in range(0, len(matrix), DENSE_ROWS):
         chunk = matrix[start : start + DENSE_ROWS].astype(np.float64)
         weight = weights[start : start + DENSE_ROWS]
@@ -403,7 +408,10 @@ class Sums:
     def __init__(self, n_source: int, n_target: int, features: slice = slice(None)):
         self.first, self.last, _ = features.indices(n_source)
         self.products = np.zeros((self.last - self.first, n_target))
-        self.source = self.target = None
+        self.source, self.target = (
+            ColumnSums.of_nothing(self.last - self.first),
+            ColumnSums.of_nothing(n_target),
+        )
 
     @classmethod
     def of(
@@ -419,10 +427,8 @@ class Sums:
         """Add a chunk of rows, with all features of both sides (also where a slice is kept)."""
         source, target = as_codes(source), as_codes(target)
         _check_rows(source, target, weights, None)
-        own = _slice_of(source.sums(weights), slice(self.first, self.last))
-        other = target.sums(weights)
-        self.source = own if self.source is None else self.source + own
-        self.target = other if self.target is None else self.target + other
+        self.source += _slice_of(source.sums(weights), slice(self.first, self.last))
+        self.target += target.sums(weights)
         weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
         if _prefers_gemm(source, target):
             whole = len(self.products) == source.n_features
@@ -454,12 +460,18 @@ class Sums:
         both.source, both.target = self.source + other.source, self.target + other.target
         return both
 
+    def covariances(self) -> Float[np.ndarray, "source target"]:
+        """cov(x_i, y_j) of the kept source features with every target feature."""
+        covariances = self.products / (self.source.n or 1.0)
+        for row, mean in zip(covariances, self.source.mean, strict=True):
+            row -= mean * self.target.mean
+        return covariances
+
     def correlations(self) -> Float[np.ndarray, "source target"]:
         """r_ij of the kept source features with every target feature."""
-        r = self.products / (self.source.n or 1.0)
-        for row, mean, inverse_sd in zip(r, self.source.mean, self.source.inverse_sd, strict=True):
-            row -= mean * self.target.mean
-            row *= inverse_sd * self.target.inverse_sd
+        r = self.covariances()
+        r *= self.source.inverse_sd[:, None]
+        r *= self.target.inverse_sd
         return r
 
     def maxima(self) -> tuple[Maxima, Maxima]:
@@ -503,30 +515,46 @@ def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (torch.from_numpy(x).cuda().T @ torch.from_numpy(y).cuda()).cpu().numpy()
 
 
-# -------------------------------------------------------------------------------------------------- scores
+# ----------------------------------------------------------------------------- runs larger than the memory
 
 
-def wmppc(rho: Float[np.ndarray, " feature"], total: Float[np.ndarray, " feature"]) -> float:
-    """Σ S_i rho_i / Σ S_i, with `total` = S, the features' summed activations; NaN where none ever fired."""
-    return float(total @ rho / total.sum()) if total.sum() > 0 else float("nan")
+def streamed_maxima(
+    source: Callable[[], Iterable[Any]],
+    target: Callable[[], Iterable[Any]],
+    memory: int = 2 << 30,
+    rank: int = 0,
+    world: int = 1,
+    reduce: Callable[[Sums], None] = lambda sums: None,
+) -> tuple[Maxima, Maxima]:
+    """`max_correlations` of two sides that are read in blocks of rows, with at most `memory` bytes of sums.
+
+    `source()` and `target()` start a reading: blocks [row, feature] of any number of rows, in all the same
+    rows on both sides. Every slice of the source's features that fits takes one reading of both. Process
+    `rank` of `world` adds up its share of the blocks, and `reduce` adds the other processes' sums, in place.
+    """
+    first, second = next(iter(source())).shape[1], next(iter(target())).shape[1]
+    width = max(1, int(memory / 8 / second))
+    forward, backward = [], Maxima.none(second)
+    for start in range(0, first, width):
+        sums = Sums(first, second, slice(start, start + width))
+        for x, y in itertools.islice(aligned(source(), target()), rank, None, world):
+            sums.add(x, y)
+        reduce(sums)
+        own, other = sums.maxima()
+        forward.append(own)
+        backward.merge(other)
+    return Maxima(*map(np.concatenate, zip(*forward, strict=True))), backward
 
 
-def mppc(rho: Float[np.ndarray, " feature"], total: Float[np.ndarray, " feature"]) -> float:
-    """The plain mean of rho over live features (Wang et al., arXiv 2410.06672); NaN where none is live."""
-    return float(rho[total > 0].mean()) if (total > 0).any() else float("nan")
-
-
-def over_layers(scores: Float[np.ndarray, " layer"], features: Int[np.ndarray, " layer"]) -> float:
-    """The layers' mean score, weighted by their feature counts; a layer with no live feature has no score."""
-    scored = ~np.isnan(scores)
-    return float(np.average(scores[scored], weights=features[scored])) if scored.any() else float("nan")
-
-
-def sharedness(
-    rho_G: Float[np.ndarray, "min_group feature"],
-    rho_H: Float[np.ndarray, "max_group feature"],
-    total: Float[np.ndarray, " feature"],
-) -> Float[np.ndarray, " feature"]:
-    """Comparative Sharedness: S_i (min over G of rho_i² - max over H of rho_i²), a negative rho being 0."""
-    shared, elsewhere = (np.maximum(rho, 0) ** 2 for rho in (rho_G, rho_H))
-    return total * (shared.min(axis=0) - elsewhere.max(axis=0))
+def aligned(source: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Blocks of rows of two readers, cut so that they hold the same rows."""
+    sides, blocks = (iter(source), iter(target)), [None, None]
+    while True:
+        for i, side in enumerate(sides):
+            while blocks[i] is None or not blocks[i].shape[0]:
+                blocks[i] = next(side, None)
+                if blocks[i] is None:
+                    return
+        rows = min(block.shape[0] for block in blocks)
+        yield blocks[0][:rows], blocks[1][:rows]
+        blocks = [block[rows:] for block in blocks]

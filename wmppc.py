@@ -1,147 +1,177 @@
-"""Score how much of one run's features another run has: wMPPC (arXiv 2507.18512), and its floor of chance."""
+"""Score how much of one run's features another run has: wMPPC (arXiv 2507.18512), and its floor of chance.
 
+One source and one target give both directions and the layers; several give a matrix.
+"""
+
+import csv
+import fnmatch
+import io
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from commandline import Parser, UserError, script
+from commandline import Parser, UserError, positive, script
 
-FLOOR_SEED = 0  # of the row permutation that the floor is the score of
-
-
-class Score(NamedTuple):
-    """A score, and `floor`: the same score of the same runs with one side's rows permuted."""
-
-    value: float
-    floor: float
-
-
-class Direction(NamedTuple):
-    """What one run (`source`) has in another (`target`).
-
-    `wmppc` and `mppc` are keyed by "all_layers" and "last_layer"; `layers` holds a Score a cell, the wMPPC
-    of each source layer against each target layer; `live` and `features` count the source's, by layer.
-    """
-
-    source: str
-    target: str
-    source_layers: list[str]
-    target_layers: list[str]
-    live: list[int]
-    features: list[int]
-    wmppc: dict[str, Score]
-    mppc: dict[str, Score]
-    layers: list[list[Score]]
+METRICS = ("wmppc", "mppc", "hungarian", "cka", "mutual_knn")
+LABELS = {
+    "wmppc": "wMPPC",
+    "mppc": "MPPC",
+    "hungarian": "one-to-one matching",
+    "cka": "linear CKA",
+    "mutual_knn": "mutual 10 nearest neighbours",
+}
 
 
 @script
-def main(argv=None) -> tuple[Direction, Direction]:
-    """Print and return both directions of a pair of runs."""
-    parser = Parser(__doc__)
-    parser.add_argument("--source", required=True, help="a run, a folder name in sae_features/")
-    parser.add_argument("--target", required=True, help="the run it is compared with")
-    parser.add_argument(
-        "--json", type=output, metavar="FILE", help="write everything that is printed, for machines"
-    )
-    arguments = parser.parse_args(argv)
+def main(argv=None) -> tuple[Any, ...]:
+    """Print the scores; returns a `comparison.Direction` a source and target, and for one pair both ways."""
+    arguments = parse(argv)
 
+    import comparison
     import features
 
-    source, target = features.open_run(arguments.source), features.open_run(arguments.target)
-    features.check_aligned([source, target])
-    directions = compare(source, target)
-    print_pair(source, directions)
-    if arguments.json:
-        features.write_text(arguments.json, as_json(source, directions))
+    sources, targets = (chosen_runs(words, features) for words in (arguments.source, arguments.target))
+    runs = {run.name: run for run in (*sources, *targets)}
+    features.check_aligned(list(runs.values()))
+    reader = comparison.Reader(arguments.memory and arguments.memory << 30)
+    found = {}
+    for a, b in wanted_pairs(sources, targets):
+        forward, backward = comparison.compare(runs[a], runs[b], arguments.metrics, reader)
+        found[a, b], found[b, a] = forward, backward
+    one_pair = len(sources) == len(targets) == 1
+    names = [(a.name, b.name) for a in sources for b in targets]
+    directions = tuple(found[pair] for pair in ([*names, names[0][::-1]] if one_pair else names))
+    if comparison.team().rank == 0:
+        report(arguments, sources[0], directions, one_pair)
     return directions
 
 
+def parse(argv):
+    parser = Parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    runs = "runs: folder names in sae_features/, or patterns such as 'clip*' (quoted)"
+    add("--source", required=True, nargs="+", metavar="RUN", help=runs)
+    add("--target", required=True, nargs="+", metavar="RUN", help="the runs that they are compared with")
+    add("--metrics", nargs="+", choices=METRICS, default=["wmppc", "mppc"], help="scores, from this list")
+    add("--csv", type=output, metavar="FILE", help="write the scores, a line each")
+    add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
+    add("--plot", type=output, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
+    add(
+        "--memory", type=positive, metavar="GIB", help="for runs held at once (default: half of what is free)"
+    )
+    return parser.parse_args(argv)
+
+
 def output(text: str) -> Path:
-    """An argument type: a file to write, in a folder that exists."""
-    if not Path(text).parent.is_dir():
-        raise UserError(f"{text}: there is no folder {Path(text).parent}/ to write into; make it first")
-    return Path(text)
+    """An argument type: a file to write; its folder is made."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
+    if path.is_dir():
+        raise UserError(f"{text} is a folder: name a file in it")
+    return path
 
 
-# --------------------------------------------------------------------------------------------- comparing
+def chosen_runs(words: list[str], features: Any) -> list[Any]:
+    """The runs of names and shell patterns, each once, in the order given."""
+    names = []
+    for word in words:
+        matching = fnmatch.filter(features.run_names(), word) if set(word) & set("*?[") else [word]
+        if not matching:
+            known = ", ".join(features.run_names()) or "none yet"
+            raise UserError(f"no run matches {word!r}; recorded runs: {known}")
+        names += matching
+    runs = [features.open_run(name) for name in names]
+    return list({run.name: run for run in runs}.values())
 
 
-def compare(source: Any, target: Any) -> tuple[Direction, Direction]:
-    """Correlate all layers of one run with all of the other: source -> target, and target -> source."""
-    from tqdm import tqdm
-
-    import correlation
-
-    own, other = (
-        {layer: correlation.Codes(run.load(layer)) for layer in run.layers} for run in (source, target)
-    )
-    shuffled = np.random.default_rng(FLOOR_SEED).permutation(source.n_samples)
-    grids = {"value": {}, "floor": {}}
-    cells = [(i, j) for i in own for j in other]
-    for i, j in tqdm(cells, desc="layer pairs", disable=None, leave=False):
-        grids["value"][i, j] = correlation.max_correlations(own[i], other[j])
-        grids["floor"][i, j] = correlation.max_correlations(own[i], other[j], permutation=shuffled)
-    names = (source.name, target.name)
-    forward = {kind: {cell: both[0].rho for cell, both in grid.items()} for kind, grid in grids.items()}
-    backward = {kind: {(j, i): both[1].rho for (i, j), both in grid.items()} for kind, grid in grids.items()}
-    return direction(*names, own, other, forward), direction(*names[::-1], other, own, backward)
-
-
-def direction(source: str, target: str, own: dict, other: dict, rho: dict) -> Direction:
-    """One direction's scores from `rho`: {"value" or "floor": {(own layer, other layer): [feature]}}."""
-    from correlation import mppc, over_layers, wmppc
-
-    total = {layer: codes.sums().total for layer, codes in own.items()}
-    widths = np.array([codes.n_features for codes in own.values()])
-    last = (list(own)[-1], list(other)[-1])
-
-    def scopes(score) -> dict[str, Score]:
-        def over_all(grid):
-            best = {i: np.max([grid[i, j] for j in other], axis=0) for i in own}
-            return over_layers(np.array([score(best[i], total[i]) for i in own]), widths)
-
-        return {
-            "all_layers": Score(*(over_all(rho[kind]) for kind in Score._fields)),
-            "last_layer": Score(*(score(rho[kind][last], total[last[0]]) for kind in Score._fields)),
-        }
-
-    cells = [
-        [Score(*(wmppc(rho[kind][i, j], total[i]) for kind in Score._fields)) for j in other] for i in own
-    ]
-    live = [int((total[layer] > 0).sum()) for layer in own]
-    return Direction(
-        source, target, list(own), list(other), live, widths.tolist(), scopes(wmppc), scopes(mppc), cells
-    )
+def wanted_pairs(sources: list[Any], targets: list[Any]) -> list[tuple[str, str]]:
+    """Each pair once, since both of its directions come together; a source's pairs follow each other."""
+    pairs = {}
+    for source in sources:
+        for target in targets:
+            pairs.setdefault(frozenset((source.name, target.name)), (source.name, target.name))
+    return list(pairs.values())
 
 
 # --------------------------------------------------------------------------------------------- reporting
 
 
-def print_pair(run: Any, directions: tuple[Direction, Direction]):
+def report(arguments: Any, run: Any, directions: tuple[Any, ...], one_pair: bool):
+    """Print, and write the files that are asked for."""
+    import features
+
+    print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}")
+    (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
+    if arguments.csv:
+        features.write_text(arguments.csv, as_csv(directions, arguments.metrics))
+    if arguments.json:
+        features.write_text(arguments.json, as_json(run, directions))
+    if arguments.plot:
+        (plot_layers if one_pair else plot_matrix)(arguments.plot, directions)
+
+
+def print_pair(directions: tuple[Any, Any], metrics: list[str]):
     """The scores of both directions, then the layer-by-layer tables."""
     names = [f"{d.source} -> {d.target}" for d in directions]
-    width = max(map(len, names))
-    print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}\n")
+    print()
     for d in directions:
         print(f"{d.source}: {sum(d.live)} of {sum(d.features)} features live, {d.live[-1]} in the last layer")
-    print(f"\n{'':6}{'':{width}}{'all layers':>13}{'floor':>8}{'last layer':>13}{'floor':>8}")
-    for metric in ("wmppc", "mppc"):
-        for name, d in zip(names, directions, strict=True):
-            scores = getattr(d, metric)
-            numbers = "".join(f"{number(s.value):>13}{number(s.floor):>8}" for s in scores.values())
-            print(f"{LABELS[metric]:6}{name:{width}}{numbers}")
+    labels = max(len(LABELS[metric]) for metric in metrics) + 2
+    width = max(map(len, names))
+    print(f"\n{'':{labels + width}}{'all layers':>13}{'floor':>8}{'last layer':>13}{'floor':>8}")
+    for metric in metrics:
+        both = directions if "all_layers" in directions[0].scores[metric] else directions[:1]
+        for d in both:
+            name = f"{d.source} -> {d.target}" if len(both) == 2 else f"{d.source} <-> {d.target}"
+            pairs = [d.scores[metric].get(scope) for scope in ("all_layers", "last_layer")]
+            cells = "".join(f"{number(s.value):>13}{number(s.floor):>8}" if s else " " * 21 for s in pairs)
+            print(f"{LABELS[metric]:{labels}}{name:{width}}{cells}")
     for name, d in zip(names, directions, strict=True):
         print(f"\nwMPPC layer by layer, {name} (rows -> columns)")
         print_table(d.source_layers, d.target_layers, [[cell.value for cell in row] for row in d.layers])
-    print("\nfloor: the same score with the rows of one side permuted, what chance alone reaches")
+    print(f"\n{FLOOR}")
 
 
-LABELS = {"wmppc": "wMPPC", "mppc": "MPPC"}
+FLOOR = "floor: the same score with the rows of one side permuted, which is what chance alone reaches"
 
 
-def print_table(rows: list[str], columns: list[str], cells: list[list[float]]):
+def print_matrix(directions: tuple[Any, ...], metrics: list[str]):
+    """A table a metric, and one of its floors: rows are sources, columns targets, which are numbered."""
+    rows, columns = axes(directions)
+    everyone = list(dict.fromkeys([*rows, *columns]))
+    labels = {name: f"[{i + 1}] {name}" for i, name in enumerate(everyone)}
+    for metric in metrics:
+        for scope, words in (("all_layers", "all layers"), ("last_layer", "last layer")):
+            if scope in directions[0].scores[metric]:
+                for kind, note in (("value", "rows -> columns"), ("floor", "floors")):
+                    print(f"\n{LABELS[metric]}, {words} ({note})")
+                    cells = grid(directions, metric, scope, kind)
+                    print_table(
+                        [labels[row] for row in rows],
+                        [labels[column].split()[0] for column in columns],
+                        cells,
+                    )
+    print(f"\n{FLOOR}")
+
+
+def axes(directions: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The names of the sources and of the targets, each once, in their order."""
+    return tuple(list(dict.fromkeys(getattr(d, side) for d in directions)) for side in ("source", "target"))
+
+
+def grid(directions: tuple[Any, ...], metric: str, scope: str, kind: str) -> np.ndarray:
+    """A metric's numbers as float64 [source, target]; NaN where there is none."""
+    rows, columns = axes(directions)
+    by_pair = {(d.source, d.target): getattr(d.scores[metric][scope], kind) for d in directions}
+    return np.array([[by_pair[row, column] for column in columns] for row in rows])
+
+
+def print_table(rows: list[str], columns: list[str], cells: Any):
     widths = [max(7, len(column) + 2) for column in columns]
     margin = max(map(len, rows))
     print(" " * margin + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
@@ -154,25 +184,93 @@ def number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def as_json(run: Any, directions: tuple[Direction, Direction]) -> str:
-    """The pair as JSON; a missing score is null."""
+def as_json(run: Any, directions: tuple[Any, ...]) -> str:
+    """Everything as JSON; a missing score is null."""
+    from comparison import plain
+
     document = {
         "dataset": run.manifest["dataset"],
         "n_samples": run.n_samples,
-        "directions": [plain(d) for d in directions],
+        "directions": plain(directions),
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def plain(value: Any) -> Any:
-    """NamedTuples as dicts and NaN as None, all the way down."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+def as_csv(directions: tuple[Any, ...], metrics: list[str]) -> str:
+    """A line a score: of all layers, of the last ones, and the wMPPC of each layer with each layer."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["source", "target", "metric", "source_layer", "target_layer", "score", "floor"])
+    for d in directions:
+        for metric in metrics:
+            for scope, score in d.scores[metric].items():
+                layers = (
+                    ("all", "all") if scope == "all_layers" else (d.source_layers[-1], d.target_layers[-1])
+                )
+                writer.writerow([d.source, d.target, metric, *layers, *score])
+        for layer, row in zip(d.source_layers, d.layers, strict=True):
+            for other, score in zip(d.target_layers, row, strict=True):
+                if (layer, other) != (d.source_layers[-1], d.target_layers[-1]):
+                    writer.writerow([d.source, d.target, "wmppc", layer, other, *score])
+    return file.getvalue()
+
+
+# --------------------------------------------------------------------------------------------- pictures
+
+
+def plot_matrix(file: Path, directions: tuple[Any, ...]):
+    """The run x run heat map of wMPPC over all layers."""
+    rows, columns = axes(directions)
+    figure, (left,) = panels([(len(rows), len(columns))])
+    title = "wMPPC, all layers: how much of the row's features the column has"
+    heat_map(left, rows, columns, grid(directions, "wmppc", "all_layers", "value"), title)
+    save(figure, file)
+
+
+def plot_layers(file: Path, directions: tuple[Any, Any]):
+    """The layer x layer heat maps of one pair of runs, in both directions."""
+    figure, spaces = panels([(len(d.source_layers), len(d.target_layers)) for d in directions])
+    for space, d in zip(spaces, directions, strict=True):
+        cells = np.array([[score.value for score in row] for row in d.layers])
+        title = f"wMPPC, {d.source} -> {d.target}"
+        heat_map(space, d.source_layers, d.target_layers, cells, title)
+        space.set_ylabel(f"layers of {d.source}")
+        space.set_xlabel(f"layers of {d.target}")
+    save(figure, file)
+
+
+def panels(shapes: list[tuple[int, int]]) -> tuple[Any, Any]:
+    """A figure with a space for each grid of [rows, columns], large enough for its numbers."""
+    from matplotlib.figure import Figure
+
+    widths = [max(4.0, 0.62 * columns + 2.6) for _, columns in shapes]
+    height = max(3.2, 0.5 * max(rows for rows, _ in shapes) + 2.2)
+    figure = Figure((sum(widths), height), layout="constrained")
+    return figure, figure.subplots(1, len(shapes), width_ratios=widths, squeeze=False)[0]
+
+
+def heat_map(space: Any, rows: list[str], columns: list[str], cells: np.ndarray, title: str):
+    """Numbers on colours from 0 to 1 (cividis, which colour-blind readers see alike); rows from the top."""
+    from matplotlib import colormaps
+
+    colours = colormaps["cividis"].with_extremes(bad="white")
+    image = space.imshow(np.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=1)
+    space.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    space.set_yticks(range(len(rows)), rows)
+    size = 9 if len(columns) <= 14 else 6
+    for (i, j), value in np.ndenumerate(cells):
+        colour = "black" if not value <= 0.55 else "white"
+        space.text(j, i, number(value), ha="center", va="center", color=colour, fontsize=size)
+    space.set_title(title, fontsize=10)
+    space.figure.colorbar(image, ax=space, shrink=0.8)
+
+
+def save(figure: Any, file: Path):
+    """Write the picture whole or not at all."""
+    import features
+
+    with features.replacing(file) as temporary:
+        figure.savefig(temporary, dpi=150, format=file.suffix.removeprefix(".") or "png")
 
 
 if __name__ == "__main__":

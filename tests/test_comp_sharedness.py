@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageColor
 from runs import make_run
 
 import comp_sharedness
+import data
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +98,30 @@ def test_the_layer_is_the_last_unless_told():
     assert found.feature[-1] == 2  # H2's event, in layer0's numbering
 
 
+def test_the_picture_names_the_first_features_and_draws_the_live_ones():
+    five_runs()
+    found = comp_sharedness.main([*ARGUMENTS, "--top", "2", "--plot", "imgs/delta.png"])
+    with Image.open("imgs/delta.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in ("#0072B2", "#D55E00"):
+        assert (np.abs(pixels - np.array(ImageColor.getrgb(colour))).sum(axis=1) < 40).any()
+    assert comp_sharedness.spread_out(found, np.array([0, 1])) == [0, 1]
+    crowded = found._replace(delta=np.array([1.0, 0.999, 0.5, 0.0]), total=np.array([2.0, 2.0, 4.0, 9.0]))
+    assert comp_sharedness.spread_out(crowded, np.array([0, 1, 2])) == [0, 2]
+
+
+def test_the_sheets_of_the_first_features_are_made(capsys):
+    pairs = data.open_pairs("demo", limit=40)
+    rng = np.random.default_rng(0)
+    make_run("M", {"layer0": rng.random((40, 5))}, ids=pairs.ids, source=pairs.source)
+    make_run("G", {"layer0": rng.random((40, 4))}, ids=pairs.ids)
+    arguments = ["--source", "M", "--min_group", "G", "--max_group", "M", "--top", "2", "--show"]
+    found = comp_sharedness.main(arguments)
+    sheets = sorted(path.name for path in Path("imgs/M").iterdir())
+    assert sheets == sorted(f"layer0-feature{feature:05d}.png" for feature in found.feature[:2])
+    assert "2 sheets in imgs/M/" in capsys.readouterr().out
+
+
 def complaint(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         comp_sharedness.main(argv)
@@ -113,5 +139,6 @@ def test_mistakes_end_in_one_line(capsys):
     assert "'nobody'" in complaint(capsys, ["--source", "M", "--min_group", "nobody", "--max_group", "H1"])
     assert "no layer 7" in complaint(capsys, [*ARGUMENTS, "--layer", "7"])
     assert "--max_group" in complaint(capsys, ["--source", "M", "--min_group", "G1"])
-    assert "nowhere" in complaint(capsys, [*ARGUMENTS, "--csv", "nowhere/delta.csv"])
+    assert "run.json" in complaint(capsys, [*ARGUMENTS, "--csv", "sae_features/M/run.json/delta.csv"])
+    assert "does not name its samples" in complaint(capsys, [*ARGUMENTS, "--show"])
     assert "--top" in complaint(capsys, [*ARGUMENTS, "--top", "0"])

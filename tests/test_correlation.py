@@ -235,30 +235,22 @@ def test_cuda_gives_the_same():
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------- more than memory
 
 
-def test_wmppc_and_mppc_by_hand():
-    rho, total = np.array([0.5, 1.0, -0.25, 0.0]), np.array([2.0, 1.0, 4.0, 0.0])
-    assert correlation.wmppc(rho, total) == pytest.approx((1.0 + 1.0 - 1.0) / 7)
-    assert correlation.mppc(rho, total) == pytest.approx(1.25 / 3)  # the fourth is not live
+@pytest.mark.parametrize("memory", [1, 30 * 8 * 7, 1 << 30])
+def test_streamed_maxima_are_those_of_the_whole(memory):
+    x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
+    forward, backward = max_correlations(x, y)
+    cut = lambda matrix, step: lambda: (matrix[i : i + step] for i in range(0, 700, step))  # noqa: E731
+    found = correlation.streamed_maxima(cut(x, 64), cut(y, 150), memory)
+    for streamed, whole in zip(found, (forward, backward), strict=True):
+        np.testing.assert_allclose(streamed.rho, whole.rho, atol=1e-12)
+        assert streamed.match.tolist() == whole.match.tolist()
 
 
-def test_a_layer_without_live_features_has_no_score_and_no_say():
-    dead = np.zeros(3)
-    assert np.isnan(correlation.wmppc(dead, dead))
-    assert np.isnan(correlation.mppc(dead, dead))
-    assert correlation.over_layers(np.array([0.5, np.nan, 0.2]), np.array([1, 50, 2])) == pytest.approx(0.3)
-
-
-def test_layers_weigh_by_their_features():
-    assert correlation.over_layers(np.array([0.6, 0.3]), np.array([100, 200])) == pytest.approx(0.4)
-
-
-def test_sharedness_by_hand():
-    """Two models in G, whose worse counts, and two in H, whose better counts; a negative rho is none."""
-    rho_G = np.array([[0.9, 0.5, -0.8], [0.7, 0.6, 0.9]])
-    rho_H = np.array([[0.1, -0.9, 0.2], [0.3, -0.2, 0.4]])
-    total = np.array([10.0, 2.0, 3.0])
-    expected = [10 * (0.49 - 0.09), 2 * (0.25 - 0.0), 3 * (0.0 - 0.16)]
-    np.testing.assert_allclose(correlation.sharedness(rho_G, rho_H, total), expected)
+def test_aligned_blocks_hold_the_same_rows():
+    rows = np.arange(10)[:, None]
+    cuts = list(correlation.aligned([rows[:3], rows[3:3], rows[3:]], [rows[:5], rows[5:6], rows[6:]]))
+    assert [len(x) for x, _ in cuts] == [3, 2, 1, 4]
+    assert all((x == y).all() for x, y in cuts)

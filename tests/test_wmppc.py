@@ -1,14 +1,21 @@
 """wmppc.py against an independent dense computation and hand-made runs."""
 
+import csv
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
+from PIL import Image
 from runs import make_run
 
+import comparison
+import features
 import wmppc
 
 
@@ -57,16 +64,16 @@ def test_scores_are_those_of_the_formula():
         widths = [x.shape[1] for x in own.values()]
         assert found.wmppc["all_layers"].value == pytest.approx(np.average(scores, weights=widths), abs=1e-6)
         plain = np.average([rho.mean() for rho in best], weights=widths)
-        assert found.mppc["all_layers"].value == pytest.approx(plain, abs=1e-6)
+        assert found.scores["mppc"]["all_layers"].value == pytest.approx(plain, abs=1e-6)
         last = oracle(list(own.values())[-1], list(other.values())[-1])
         assert found.wmppc["last_layer"].value == pytest.approx(last[0], abs=1e-6)
-        assert found.mppc["last_layer"].value == pytest.approx(last[1].mean(), abs=1e-6)
+        assert found.scores["mppc"]["last_layer"].value == pytest.approx(last[1].mean(), abs=1e-6)
 
 
 def test_the_floor_is_the_score_of_permuted_rows():
     a, b = two_runs()
     forward, backward = wmppc.main(["--source", "A", "--target", "B"])
-    permuted = np.random.default_rng(wmppc.FLOOR_SEED).permutation(400)
+    permuted = np.random.default_rng(comparison.FLOOR_SEED).permutation(400)
     x, y = a["layer1"], b["layer2"][permuted]
     assert forward.wmppc["last_layer"].floor == pytest.approx(oracle(x, y)[0], abs=1e-6)
     assert backward.wmppc["last_layer"].floor == pytest.approx(oracle(y, x)[0], abs=1e-6)
@@ -76,7 +83,7 @@ def test_the_floor_is_the_score_of_permuted_rows():
 def test_a_run_has_all_of_itself():
     two_runs()
     for direction in wmppc.main(["--source", "A", "--target", "A"]):
-        for scores in (direction.wmppc, direction.mppc):
+        for scores in direction.scores.values():
             assert scores["all_layers"].value == pytest.approx(1, abs=1e-9)
             assert scores["last_layer"].value == pytest.approx(1, abs=1e-9)
 
@@ -87,7 +94,7 @@ def test_by_hand(capsys):
     make_run("N", {"layer0": [[0, 3], [0, 3], [0, 0], [1, 0], [0, 0]]})
     forward, backward = wmppc.main(["--source", "M", "--target", "N"])
     assert forward.wmppc["last_layer"].value == pytest.approx((4 * 1 + 1 * -1 / 4) / 5)
-    assert forward.mppc["last_layer"].value == pytest.approx((1 - 1 / 4) / 2)
+    assert forward.scores["mppc"]["last_layer"].value == pytest.approx((1 - 1 / 4) / 2)
     # back: feature 0 (S = 1) has -1/4 with feature 1, but 0 with the dead one; feature 1 (S = 6) has 1
     assert backward.wmppc["last_layer"].value == pytest.approx(6 / 7)
     assert (forward.live, forward.features) == ([2], [3])
@@ -104,7 +111,7 @@ def test_a_layer_with_no_live_feature(capsys):
     assert np.isnan(forward.wmppc["last_layer"].value)
     assert backward.wmppc["last_layer"].value == 0
     document = json.loads(Path("pair.json").read_text())
-    assert document["directions"][0]["wmppc"]["last_layer"] == {"value": None, "floor": None}
+    assert document["directions"][0]["scores"]["wmppc"]["last_layer"] == {"value": None, "floor": None}
     assert " - " in capsys.readouterr().out
 
 
@@ -114,15 +121,219 @@ def test_json_holds_what_main_returns():
     document = json.loads(Path("pair.json").read_text())
     assert document["n_samples"] == 400
     assert document["dataset"]["name"] == "handmade"
-    assert document["directions"] == [json.loads(json.dumps(wmppc.plain(d))) for d in (forward, backward)]
+    assert document["directions"] == comparison.plain([forward, backward])
     assert document["directions"][0]["source"] == document["directions"][1]["target"] == "A"
+
+
+def three_runs():
+    two_runs()
+    make_run("C", {"layer0": codes(6, 9)})
+
+
+def test_a_matrix_is_made_of_the_pairs(capsys):
+    three_runs()
+    alone = {}
+    for a in "ABC":
+        for b in "ABC":
+            alone[a, b] = wmppc.main(["--source", a, "--target", b])[0]
+    Path("sae_features/A/pairs").rename("away")
+    Path("sae_features/B/pairs").rename("away2")
+    Path("sae_features/C/pairs").rename("away3")
+    capsys.readouterr()
+    found = wmppc.main(["--source", "?", "--target", "C", "A", "--csv", "m.csv", "--json", "out/m.json"])
+    assert [(d.source, d.target) for d in found] == [(a, b) for a in "ABC" for b in "CA"]
+    assert all(d == alone[d.source, d.target] for d in found)
+    printed = capsys.readouterr().out.splitlines()
+    table = printed[printed.index("wMPPC, all layers (rows -> columns)") :]
+    assert table[1].split() == ["[3]", "[1]"]
+    cells = [alone["B", target].wmppc["all_layers"].value for target in "CA"]
+    assert table[3].split() == ["[2]", "B", *(f"{cell:.3f}" for cell in cells)]
+    rows = list(csv.DictReader(Path("m.csv").read_text().splitlines()))
+    row = next(r for r in rows if (r["source"], r["target"], r["metric"]) == ("B", "A", "wmppc"))
+    assert float(row["score"]) == alone["B", "A"].wmppc["all_layers"].value
+    assert json.loads(Path("out/m.json").read_text())["directions"] == comparison.plain(list(found))
+
+
+def test_each_run_is_read_once(monkeypatch):
+    three_runs()
+    loaded = []
+    load = features.Run.load
+    monkeypatch.setattr(
+        features.Run, "load", lambda run, layer: loaded.append((run.name, layer)) or load(run, layer)
+    )
+    wmppc.main(["--source", "*", "--target", "*"])
+    assert sorted(loaded) == sorted(set(loaded))
+    assert len(loaded) == 6
+
+
+def test_finished_pairs_are_kept_until_a_run_changes(monkeypatch):
+    three_runs()
+    matched = []
+    match = comparison.match
+    monkeypatch.setattr(
+        comparison, "match", lambda a, b, reader: matched.append((a.name, b.name)) or match(a, b, reader)
+    )
+    first = wmppc.main(["--source", "A", "--target", "B"])
+    assert wmppc.main(["--source", "A", "--target", "B"]) == first
+    assert wmppc.main(["--source", "B", "--target", "A"]) == first[::-1]
+    assert matched == [("A", "B")]
+    wmppc.main(["--source", "A", "B", "--target", "C", "B"])  # goes on where the matrix was
+    assert matched == [("A", "B"), ("A", "C"), ("B", "C"), ("B", "B")]
+    features.start_run("B", overwrite=True)
+    make_run("B", {"layer0": codes(8, 16)})
+    assert wmppc.main(["--source", "A", "--target", "B"]) != first
+    assert matched[4:] == [("A", "B")]
+    Path("sae_features/A/pairs/B.json").write_text("{half")
+    assert wmppc.main(["--source", "A", "--target", "B"]) == wmppc.main(["--source", "A", "--target", "B"])
+    assert matched[5:] == [("A", "B")]
+
+
+def test_a_metric_asked_for_later_is_added_to_what_is_kept(monkeypatch):
+    two_runs()
+    first = wmppc.main(["--source", "A", "--target", "B"])
+    monkeypatch.setattr(comparison, "match", None)
+    second = wmppc.main(["--source", "A", "--target", "B", "--metrics", "cka", "wmppc"])
+    assert second[0].wmppc == first[0].wmppc
+    assert set(second[0].scores) == {"wmppc", "mppc", "cka"}
+
+
+def test_older_scores_are_those_of_their_formulas(capsys):
+    a, b = two_runs()
+    found = wmppc.main(["--source", "A", "--target", "B", "--metrics", *wmppc.METRICS])[0].scores
+    x, y = (list(side.values())[-1].astype(np.float64) for side in (a, b))
+    permuted = y[np.random.default_rng(comparison.FLOOR_SEED).permutation(400)]
+    for kind, other in (("value", y), ("floor", permuted)):
+        centred = [side - side.mean(0) for side in (x, other)]
+        z = [side / side.std(0) for side in centred]
+        r = z[0].T @ z[1] / 400
+        matched = r[scipy.optimize.linear_sum_assignment(r, maximize=True)].mean()
+        assert getattr(found["hungarian"]["last_layer"], kind) == pytest.approx(matched, abs=1e-6)
+        gram = [side @ side.T for side in centred]
+        cka = (gram[0] * gram[1]).sum() / np.linalg.norm(gram[0]) / np.linalg.norm(gram[1])
+        assert getattr(found["cka"]["last_layer"], kind) == pytest.approx(cka, abs=1e-6)
+    near = []
+    for side in (x, y):
+        unit = side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-30)
+        similarity = unit @ unit.T - 2 * np.eye(400)
+        near.append([set(np.argsort(-row, kind="stable")[:10]) for row in similarity])
+    overlap = np.mean([len(p & q) / 10 for p, q in zip(*near, strict=True)])
+    assert found["mutual_knn"]["last_layer"].value == pytest.approx(
+        overlap, abs=0.02
+    )  # equal ones may differ
+    assert found["mutual_knn"]["last_layer"].floor == pytest.approx(10 / 399, abs=0.02)
+    assert "one-to-one matching" in capsys.readouterr().out
+
+
+def test_a_run_larger_than_the_memory_is_streamed_to_the_same_scores(monkeypatch):
+    two_runs()
+    held = wmppc.main(["--source", "A", "--target", "B", "--metrics", "wmppc", "mppc"])
+    Path("sae_features/A/pairs/B.json").unlink()
+    monkeypatch.setattr(comparison, "free_memory", lambda: 16_000)
+    monkeypatch.setattr(features.Run, "load", None)
+    streamed = wmppc.main(["--source", "A", "--target", "B"])
+    for one, other in zip(held, streamed, strict=True):
+        for metric in ("wmppc", "mppc"):
+            for scope in ("all_layers", "last_layer"):
+                assert other.scores[metric][scope].value == pytest.approx(
+                    one.scores[metric][scope].value, abs=1e-12
+                )
+                assert other.scores[metric][scope].floor == pytest.approx(
+                    one.scores[metric][scope].floor, abs=0.1
+                )
+        assert (one.live, one.features) == (other.live, other.features)
+
+
+TWICE = """
+import sys, comparison, wmppc
+comparison.read_kept = lambda source, target: None
+for memory, file in ((1 << 30, "pairs.json"), (16_000, "rows.json")):
+    comparison.free_memory = lambda: memory
+    wmppc.main([*sys.argv[1:], file])
+"""
+
+
+def test_two_processes_give_what_one_does():
+    """They share out the layer pairs, and, where a layer does not fit into memory, its rows."""
+    three_runs()
+    arguments = ["--source", "A", "B", "--target", "C", "B", "--metrics", "wmppc", "mppc", "cka", "--json"]
+    wmppc.main([*arguments, "alone.json"])
+    printed = run_two([sys.executable, "-c", TWICE, *arguments])
+    assert printed[0]
+    assert not printed[1]
+    alone, pairs, rows = (
+        flat(json.loads(Path(file).read_text())) for file in ("alone.json", "pairs.json", "rows.json")
+    )
+    assert len(alone) > 100
+    for (path, one), (same, of_pairs), (also, of_rows) in zip(alone, pairs, rows, strict=True):
+        assert path == same == also
+        assert of_pairs == (pytest.approx(one, abs=1e-9) if isinstance(one, float) else one)
+        if not path.endswith("floor"):  # blocks are permuted otherwise than a run that is held
+            assert of_rows == (pytest.approx(one, abs=1e-9) if isinstance(one, float) else one)
+
+
+def run_two(command):
+    """Start two processes that find each other as torchrun's do; their standard outputs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = str(Path(wmppc.__file__).parent)
+    common = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "PYTHONPATH": root,
+    }
+    started = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended[0][1] + ended[1][1]
+    return [out for out, _ in ended]
+
+
+def flat(value, path=""):
+    """A document's leaves with their paths."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, item in items for leaf in flat(item, f"{path}/{key}")]
+    return [(path, value)]
+
+
+def test_pictures_are_drawn_and_say_what_they_show():
+    three_runs()
+    wmppc.main(["--source", "A", "--target", "B", "--plot", "imgs/pair.png"])
+    wmppc.main(["--source", "*", "--target", "*", "--plot", "matrix.png"])
+    for file in ("imgs/pair.png", "matrix.png"):
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        assert min(pixels.shape[:2]) > 400
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_heat_map_has_a_number_in_every_cell_and_its_names():
+    _, (space,) = wmppc.panels([(2, 3)])
+    wmppc.heat_map(
+        space, ["a", "b"], ["c", "d", "e"], np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]]), "title"
+    )
+    assert [text.get_text() for text in space.texts] == ["0.100", "0.200", "0.300", "0.400", "-", "0.600"]
+    assert [tick.get_text() for tick in space.get_xticklabels()] == ["c", "d", "e"]
+    assert [tick.get_text() for tick in space.get_yticklabels()] == ["a", "b"]
+    assert space.get_title() == "title"
 
 
 def test_what_is_printed(capsys):
     two_runs()
     forward, _ = wmppc.main(["--source", "A", "--target", "B"])
     printed = capsys.readouterr().out
-    row = next(line for line in printed.splitlines() if line.startswith("wMPPC A -> B"))
+    row = next(line for line in printed.splitlines() if line.startswith("wMPPC  A -> B"))
     scores = [forward.wmppc["all_layers"], forward.wmppc["last_layer"]]
     assert row.split()[4:] == [f"{number:.3f}" for score in scores for number in score]
     assert "B -> A (rows -> columns)" in printed
@@ -157,10 +368,22 @@ def test_an_unknown_run_and_a_half_written_one_are_refused(capsys):
     assert "incomplete" in complaint(capsys, ["--source", "B", "--target", "A"])
 
 
-def test_an_output_folder_that_does_not_exist_is_refused_before_the_work(capsys):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys):
     two_runs()
-    line = complaint(capsys, ["--source", "A", "--target", "B", "--json", "nowhere/pair.json"])
-    assert "nowhere" in line
+    Path("file").touch()
+    line = complaint(capsys, ["--source", "A", "--target", "B", "--json", "file/pair.json"])
+    assert "file/pair.json" in line
+    assert "is a folder" in complaint(capsys, ["--source", "A", "--target", "B", "--csv", "sae_features"])
+
+
+def test_a_pattern_without_runs_and_an_unknown_metric_are_refused(capsys):
+    two_runs()
+    line = complaint(capsys, ["--source", "clip*", "--target", "A"])
+    assert "'clip*'" in line
+    assert "A, B" in line
+    line = complaint(capsys, ["--source", "A", "--target", "B", "--metrics", "svcca"])
+    assert "'svcca'" in line
+    assert "mutual_knn" in line
 
 
 def test_arguments_that_are_missing_are_named(capsys):
