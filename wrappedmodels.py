@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentTypeError as UserError
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -96,36 +97,41 @@ def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
 
     The hub's clients retry a dead network for 20 seconds a file and ask it even for what is cached.
     An empty `repository` means that nothing can be downloaded.
-    Raises UserError where the name is unknown, or neither cached nor reachable.
+    Raises UserError where the name is unknown, neither cached nor reachable, or its files do not load.
     """
     from huggingface_hub import constants
+    from safetensors import SafetensorError
 
+    broken = (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError)
     offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
         return build()
-    except (OSError, RuntimeError, ValueError) as error:
+    except broken as error:
         missing = error
     finally:
         constants.HF_HUB_OFFLINE = offline
     if not repository:
         raise UserError(f"{name!r} cannot be loaded: {first_line(missing)}") from missing
-    reach(name, repository, offline)
+    reach(name, repository, offline, missing)
     try:
         return build()
-    except (OSError, RuntimeError, ValueError) as error:
+    except broken as error:
         raise UserError(f"{name!r} cannot be loaded: {first_line(error)}") from error
 
 
-def reach(name: str, repository: str, offline: bool):
+def reach(name: str, repository: str, offline: bool, missing: Exception):
     """Ask the hub once, for at most five seconds, whether it has `repository`; UserError where it has not."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     fetch = f"fetch it where there is a network with `hf download {repository}`"
     if offline:
+        # what is merely absent the libraries raise as one of these; else a file is there and does not load
+        cause = "" if isinstance(missing, OSError | RuntimeError) else f" ({first_line(missing)})"
         raise UserError(
-            f"{name!r} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; {nearest(name)}{fetch}"
+            f"{name!r} is not in the Hugging Face cache{cause} and HF_HUB_OFFLINE is set; "
+            f"{nearest(name)}{fetch}"
         )
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5)
@@ -496,7 +502,10 @@ def hf_class(config: Any) -> Any:
     """The bare model of a configuration, which transformers names alike: ViTConfig, ViTModel."""
     import transformers
 
-    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")
+    name = type(config).__name__.removesuffix("Config") + "Model"
+    if not hasattr(transformers, name):
+        raise UserError(f"transformers has no bare model of the type {config.model_type!r} to hook")
+    return getattr(transformers, name)
 
 
 def hf_weights(name: str, config: Any, part: str) -> tuple[Any, set]:
@@ -593,10 +602,8 @@ def unmasked(tower: Any, batch: dict) -> Any:
 
 def hf_text(name: str, row: Row, seed: int | None) -> Parts:
     """A text encoder of transformers, behind its own tokenizer, padded on the right."""
-    from transformers import AutoTokenizer
-
     tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
-    tokenizer = hf_load(name, AutoTokenizer.from_pretrained)
+    tokenizer = hf_load(name, hf_tokenizer)
     if tower.config.model_type in ("siglip_text_model", "siglip2_text_model"):
         return siglip_text(tower, tokenizer, blocks)
     padding = tokenizer.pad_token_id or 0  # GPT has none; the mask leaves it out
@@ -609,6 +616,20 @@ def hf_text(name: str, row: Row, seed: int | None) -> Parts:
         token=text_token(tower.config, tokenizer),
         blocks=blocks,
     )
+
+
+def hf_tokenizer(name: str) -> Any:
+    """A tokenizer of transformers; OSError where it has no words.
+
+    Where the files of the vocabulary are missing, transformers makes one of the special tokens alone, which
+    reads all captions alike.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
+        raise FileNotFoundError(f"the tokenizer of {name} has no vocabulary")
+    return tokenizer
 
 
 def context(tower: Any, tokenizer: Any) -> int:
@@ -866,7 +887,7 @@ class WrappedModel:
         self.model, self.checkpoint, self.modality = model, checkpoint, row.modality
         self.token, self.path, self.device = row.token, row.blocks, device
         self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
-        self.tower = parts.tower.eval().requires_grad_(False).to(device)
+        self.tower = on_device(parts.tower.eval().requires_grad_(False), device)
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)
 
@@ -944,6 +965,16 @@ class WrappedModel:
         mask = tokens.new_ones(tokens.shape[:2], dtype=bool) if mask is None else mask
         mask[:, self.parts.registers] = False
         return mask
+
+
+def on_device(tower: Any, device: str) -> Any:
+    """Move a module; UserError where there is no such device, or too little memory on it."""
+    try:
+        return tower.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {device!r} cannot be used ({first_line(error)}); type cpu or cuda"
+        ) from error
 
 
 def find_blocks(tower: Any, path: str) -> list:
@@ -1111,10 +1142,12 @@ def main(argv: list[str] | None = None) -> Any:
             "--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path"
         )
         parser.add_argument("--device", default="cpu", help="where to run it")
+        parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
         arguments = parser.parse_args(argv)
         if arguments.check is None and arguments.model is None:
-            print(table())
-            return table()
+            printed = markdown() if arguments.markdown else table()
+            print(printed)
+            return printed
         options = {"blocks": arguments.blocks, "device": arguments.device}
         rows = [arguments.model] if arguments.model else rows_of(arguments.check)
         checked = [check(row, arguments.check, **options) for row in rows]
@@ -1124,13 +1157,36 @@ def main(argv: list[str] | None = None) -> Any:
     return report(argv)
 
 
-def table() -> str:
-    """The registry, a line a row."""
-    titles = ("--model", "modality", "default checkpoint", "blocks", "token", "notes")
-    rows = [
+TITLES = ("--model", "modality", "default checkpoint", "blocks", "token", "notes")
+
+
+def cells() -> list[tuple]:
+    """The registry's cells, a tuple a row; what a row leaves open is asked of the model."""
+    return [
         (name, row.modality, row.checkpoint or "-", row.blocks or "asked", row.token or "asked", row.note)
         for name, row in REGISTRY.items()
     ]
+
+
+def markdown() -> str:
+    """The README's table: the rows that are no demo's, with the paper's checkpoints."""
+    lines = [
+        "| `--model` | checkpoints (the default in bold) | blocks | recorded token | notes |",
+        "| --- " * 5 + "|",
+    ]
+    for name, _, default, blocks, token, note in cells():
+        if not name.startswith("Demo"):
+            known = REGISTRY[name].checkpoints or (default,)
+            listed = ", ".join(f"**`{one}`**" if one == default else f"`{one}`" for one in known)
+            lines.append(
+                f"| {name} | {listed if default != '-' else 'yours'} | `{blocks}` | {token} | {note} |"
+            )
+    return os.linesep.join(lines)
+
+
+def table() -> str:
+    """The registry, a line a row."""
+    titles, rows = TITLES, cells()
     widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
     return os.linesep.join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,7 +1,9 @@
 """Every encoder of the paper by its real name, on tiny random weights in an offline Hugging Face cache."""
 
 import http.server
+import json
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -497,6 +499,125 @@ def test_an_incomplete_checkpoint_is_refused_and_never_filled_with_random_weight
     assert "cannot be loaded: Required pretrained weights" in complaint("ClipVision", str(folder))[0]
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
+    """transformers would make one of the special tokens, which reads every caption alike."""
+    for model, build, files in (
+        ("Bert", offline_hub.bert, ["vocab.txt"]),
+        ("Deberta", offline_hub.deberta, ["vocab.json", "merges.txt"]),
+        ("SiglipText", offline_hub.siglip, ["tokenizer.json"]),
+    ):
+        folder = tmp_path / model
+        folder.mkdir()
+        build(folder)
+        for file in files:
+            (folder / file).unlink()
+        message, _ = complaint(model, str(folder))
+        assert message.endswith(f"cannot be loaded: the tokenizer of {folder} has no vocabulary")
+
+
+def test_a_file_that_was_cut_short_is_named_as_such(hub, tmp_path):
+    files = hub.add("google/vit-base-patch32-224-in21k", offline_hub.vit)
+    weights = (files / "model.safetensors").read_bytes()
+    (files / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    message, _ = complaint("ViT", "google/vit-base-patch32-224-in21k")
+    assert "is not in the Hugging Face cache (Error while deserializing header" in message
+    assert message.endswith("`hf download google/vit-base-patch32-224-in21k`")
+    message, _ = complaint("ViT", str(files))
+    assert "cannot be loaded: Error while deserializing header" in message
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert complaint("ViT", device="cuda:99")[0].startswith("--device 'cuda:99' cannot be used (")
+    assert complaint("ViT", device="gpu")[0].endswith("; type cpu or cuda")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# DINOv2 under torch.hub's names
+
+
+def test_dinov2_has_torch_hubs_names():
+    assert wrappedmodels.DINOV2 == {
+        "dinov2_vits14": "facebook/dinov2-small",
+        "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",
+        "dinov2_vitb14": "facebook/dinov2-base",
+        "dinov2_vitb14_reg": "facebook/dinov2-with-registers-base",
+        "dinov2_vitl14": "facebook/dinov2-large",
+        "dinov2_vitl14_reg": "facebook/dinov2-with-registers-large",
+        "dinov2_vitg14": "facebook/dinov2-giant",
+        "dinov2_vitg14_reg": "facebook/dinov2-with-registers-giant",
+    }
+
+
+def test_dinov2s_positions_differ_from_the_hub_codes_by_as_much_as_the_readme_says(capsys):
+    path = Path(wrappedmodels.__file__).parent / "benchmarks" / "dinov2_positions.py"
+    measured = runpy.run_path(str(path))["main"](["--width", "768"])
+    assert [round(difference, 2) for difference, _ in measured.values()] == [0.02, 0.03, 0.07, 0.3]
+    assert "0.22 at the last" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------
+# real sizes
+
+
+def b_size(model: str, folder: Path):
+    """A family's configuration and preprocessing at its real B size, without weights."""
+    from transformers import BertConfig, DebertaConfig, Dinov2Config, SiglipConfig, ViTConfig
+
+    positions = dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False)
+    configs = {
+        "SigLIP2Vision": SiglipConfig(),
+        "SiglipText": SiglipConfig(text_config={"vocab_size": 256_000, "projection_size": 768}),
+        "ViT": ViTConfig(),
+        "DinoV2": Dinov2Config(image_size=518, patch_size=14),
+        "Bert": BertConfig(),
+        "Deberta": DebertaConfig(**positions, type_vocab_size=0),
+    }
+    offline_hub.PAPER[REGISTRY[model].checkpoint][1](folder)
+    configs[model].save_pretrained(folder)
+    if REGISTRY[model].modality == "image":
+        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        square = {"height": 224, "width": 224}
+        sizes = (
+            {"size": {"shortest_edge": 256}, "crop_size": square} if model == "DinoV2" else {"size": square}
+        )
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor | sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "n_tokens", "width"),
+    [
+        ("ClipVision", 50, 768),
+        ("ClipText", 10, 512),
+        ("SigLIP2Vision", 196, 768),
+        ("SiglipText", 64, 768),
+        ("ViT", 197, 768),
+        ("DinoV2", 257, 768),
+        ("Bert", 10, 768),
+        ("Deberta", 41, 768),
+    ],
+)
+def test_a_family_at_its_b_size_records_a_batch(model, n_tokens, width, tmp_path):
+    from open_clip import factory
+
+    checkpoint = str(tmp_path)
+    with mock.patch.object(factory, "_MODEL_CONFIGS", {}):
+        factory._rescan_model_configs()  # the real sizes, which the fixture has shrunk
+        if model.startswith("Clip"):
+            checkpoint = "ViT-B/32-quickgelu"
+        else:
+            b_size(model, tmp_path)
+        encoder = load(model, checkpoint, random_weights=0)
+    assert encoder.n_layers == 12
+    activations = record(encoder, layers=[5, -1])
+    assert {layer: tuple(a.shape) for layer, a in activations.layers.items()} == {
+        5: (4, n_tokens, width),
+        11: (4, n_tokens, width),
+    }
+    recorded = pooled(activations)
+    assert (torch.cdist(recorded, recorded) + 1e9 * torch.eye(4)).min() > 0
+
+
 # ---------------------------------------------------------------------------------------------------------
 # the script
 
@@ -518,3 +639,14 @@ def test_the_table_has_a_line_for_every_row(capsys):
     for line, row in zip(printed[1:], REGISTRY.values(), strict=True):
         cells = (row.modality, row.checkpoint or "-", row.blocks or "asked", row.token or "asked", row.note)
         assert all(cell in line for cell in cells)
+
+
+def test_the_readmes_table_lists_the_papers_checkpoints_and_no_demo(capsys):
+    wrappedmodels.main(["--markdown"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert [line.split()[1] for line in lines[2:]] == [
+        name for name in REGISTRY if not name.startswith("Demo")
+    ]
+    for model, checkpoint in PAPER:
+        assert any(line.startswith(f"| {model} |") and f"`{checkpoint}`" in line for line in lines)
