@@ -9,8 +9,6 @@ For one token x, with every decoder row of unit norm:
 import json
 import os
 from argparse import ArgumentTypeError as UserError
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, no_type_check
 
@@ -25,6 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
 BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 
@@ -50,11 +49,15 @@ class TopKSAE(nn.Module):
         self.d_in, self.d_sae, self.k = d_in, d_sae, k
         rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
         rows /= rows.norm(dim=1, keepdim=True)
-        # Shaped [d_in, d_sae] but stored latent by latent: a sparse step touches whole latents.
-        self.W_enc = nn.Parameter(rows.clone().T)
+        self.W_enc_rows = nn.Parameter(rows.clone())
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def W_enc(self) -> Float[torch.Tensor, "d_in d_sae"]:
+        """The encoder, a view: it is stored latent by latent, since a sparse step touches whole latents."""
+        return self.W_enc_rows.T
 
     def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The encoder before its ReLU and its TopK."""
@@ -129,7 +132,7 @@ class TopKSAE(nn.Module):
         values_gradient = (slope * products).masked_fill_(values <= 0, 0)
         sum_by_latent = SumByLatent(latents, self.d_sae)
         self.W_dec.grad = sum_by_latent(slope * values, error)
-        self.W_enc.grad = sum_by_latent(values_gradient, centered).T
+        self.W_enc_rows.grad = sum_by_latent(values_gradient, centered)
         self.b_enc.grad = sum_by_latent(values_gradient)
 
         loss = squared_error / (n_tokens * self.d_in)
@@ -163,14 +166,14 @@ class TopKSAE(nn.Module):
         chosen = _candidates(dead)
         if not len(chosen):
             return weight * error.square().sum()
-        W_enc, W_dec = self.W_enc.T[chosen], self.W_dec[chosen]
+        W_enc, W_dec = self.W_enc_rows[chosen], self.W_dec[chosen]
         pre_acts = torch.addmm(self.b_enc[chosen], centered, W_enc.T).masked_fill_(~dead[chosen], -torch.inf)
         dead_acts = keep_largest(pre_acts, k_aux)
         aux_error = error - dead_acts @ W_dec
         ehat_gradient = aux_error * (-2 * weight)
         acts_gradient = (ehat_gradient @ W_dec.T).masked_fill_(dead_acts <= 0, 0)
         self.W_dec.grad.index_add_(0, chosen, dead_acts.T @ ehat_gradient)
-        self.W_enc.grad.T.index_add_(0, chosen, acts_gradient.T @ centered)
+        self.W_enc_rows.grad.index_add_(0, chosen, acts_gradient.T @ centered)
         self.b_enc.grad.index_add_(0, chosen, acts_gradient.sum(0))
         return weight * aux_error.square().sum()
 
@@ -179,7 +182,8 @@ class TopKSAE(nn.Module):
         """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
         gradient, rows = self.W_dec.grad, self.W_dec.detach()
         if rows.is_cpu and rows.dtype == torch.float32:
-            _over_rows(_subtract_projections, gradient.numpy(), rows.numpy())
+            _share_threads()
+            _subtract_projections(gradient.numpy(), rows.numpy())
         else:
             gradient.addcmul_(torch.linalg.vecdot(gradient, rows)[:, None], rows, value=-1)
 
@@ -227,13 +231,13 @@ class TopKSAE(nn.Module):
         tensors = _read_weights(Path(folder, WEIGHTS_FILE), config["d_in"], config["d_sae"])
         sae = cls(config["d_in"], config["d_sae"], config["k"])
         with torch.no_grad():
-            for name, parameter in sae.named_parameters():
-                parameter.copy_(tensors[name])
+            for name in TENSORS:
+                getattr(sae, name).copy_(tensors[name])
             if not config.get("apply_b_dec_to_input", True):  # x @ W = (x - b_dec) @ W + b_dec @ W
                 sae.b_enc += sae.b_dec @ sae.W_enc
             if config.get("rescale_acts_by_decoder_norm", False):
                 norms = sae.W_dec.norm(dim=1)
-                sae.W_enc *= norms
+                sae.W_enc.mul_(norms)
                 sae.b_enc *= norms
                 sae.W_dec /= norms[:, None]
         return sae
@@ -249,7 +253,8 @@ def largest(
     if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
         latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
         bits = pre_acts.detach().contiguous().view(torch.int32)
-        _over_rows(_largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
+        _share_threads()
+        _largest_by_insertion(bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
     else:
         latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
     return pre_acts.gather(-1, latents).relu(), latents
@@ -263,7 +268,7 @@ def keep_largest(
     return torch.zeros_like(pre_acts).scatter(-1, latents, values)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(parallel=True, nogil=True, cache=True)
 @no_type_check
 def _largest_by_insertion(bits, latents):
     """Where the k largest of each row are, in descending order, by insertion into a list of k.
@@ -272,7 +277,7 @@ def _largest_by_insertion(bits, latents):
     maximum of a chunk vectorises. Few chunks hold anything above the k-th largest so far.
     """
     chunk_width, k = 64, latents.shape[1]
-    for token in range(bits.shape[0]):
+    for token in numba.prange(bits.shape[0]):
         row, found = bits[token], latents[token]
         top = np.full(k, np.int64(-(2**31) - 1))
         for start in range(0, row.shape[0], chunk_width):
@@ -302,8 +307,9 @@ def error_and_products(
         rest = -latents.shape[1] % 4
         error, latents, values = centered.clone(), F.pad(latents, (0, rest)), F.pad(values, (0, rest))
         products = torch.empty_like(values)
-        kernel = partial(_subtract_and_multiply, W_dec.detach().numpy())
-        _over_rows(kernel, error.numpy(), values.numpy(), latents.numpy(), products.numpy())
+        arrays = (tensor.detach().numpy() for tensor in (W_dec, error, values, latents, products))
+        _share_threads()
+        _subtract_and_multiply(*arrays)
         return error, products[:, : products.shape[1] - rest]
     with torch.enable_grad():  # the products are the gradient of a bag's weights
         weights = values.detach().requires_grad_()
@@ -312,11 +318,11 @@ def error_and_products(
         return error, torch.autograd.grad(decoded, weights, error)[0]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_and_multiply(W_dec, error, values, latents, products):
     """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
-    for token in range(latents.shape[0]):
+    for token in numba.prange(latents.shape[0]):
         rest, value, latent = error[token], values[token], latents[token]
         for i in range(0, latent.shape[0], 4):
             a, b, c, d = W_dec[latent[i]], W_dec[latent[i + 1]], W_dec[latent[i + 2]], W_dec[latent[i + 3]]
@@ -329,11 +335,11 @@ def _subtract_and_multiply(W_dec, error, values, latents, products):
             products[token, i] = total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_projections(gradients, rows):
     """Take from each gradient its projection on its unit row."""
-    for i in range(rows.shape[0]):
+    for i in numba.prange(rows.shape[0]):
         gradient, row, along = gradients[i], rows[i], np.float32(0)
         for j in range(row.shape[0]):
             along += gradient[j] * row[j]
@@ -341,12 +347,9 @@ def _subtract_projections(gradients, rows):
             gradient[j] -= along * row[j]
 
 
-def _over_rows(kernel, *arrays: np.ndarray) -> None:
-    """Call a kernel that lets go of the GIL on slices of its arrays' rows, a thread each: torch's number."""
-    n_rows, n_threads = len(arrays[0]), torch.get_num_threads()
-    parts = [slice(n_rows * i // n_threads, n_rows * (i + 1) // n_threads) for i in range(n_threads)]
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(lambda part: kernel(*(array[part] for array in arrays)), parts))
+def _share_threads() -> None:
+    """Let numba use as many threads as torch does."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 class SumByLatent:
