@@ -217,9 +217,7 @@ class TopKSAE(nn.Module):
             # Below 6.0.0 SAELens would drop the rest of the metadata.
             "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},
         }
-        tensors = {
-            name: tensor.detach().float().cpu().contiguous() for name, tensor in self.named_parameters()
-        }
+        tensors = {name: getattr(self, name).detach().float().cpu().contiguous() for name in TENSORS}
         Path(folder).mkdir(parents=True, exist_ok=True)
         _write_whole(Path(folder, WEIGHTS_FILE), safetensors.torch.save(tensors))
         _write_whole(Path(folder, CONFIG_FILE), json.dumps(config, indent=2).encode() + b"\n")
