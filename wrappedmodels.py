@@ -85,7 +85,7 @@ def pool_weights(token: str, mask: Bool[Any, "sample token"]) -> Float[Any, "sam
     """One weight a token, summing to 1 over each sample: one-hot at the recorded token, or its mean."""
     if token == "mean":
         return mask / mask.sum(1, keepdim=True)
-    return mask.new_zeros(mask.shape, dtype=float).float().scatter(1, TOKENS[token](mask)[:, None], 1.0)
+    return mask.new_zeros(mask.shape).float().scatter(1, TOKENS[token](mask)[:, None], 1.0)
 
 
 # --------------------------------------------------------------------------------------------------------
