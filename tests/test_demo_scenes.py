@@ -234,7 +234,8 @@ def test_auc_by_hand(train_encoders):
         ("vit", "colour", 0.90),
         ("dino", "colour", 0.93),
         ("dino", "background", 0.90),
-        ("bert", "shape", 0.90),
+        ("bert", "shape", 0.97),
+        ("bert", "position", 0.95),
         ("bert", "style", 0.97),
     ],
 )
