@@ -61,7 +61,7 @@ class TopKSAE(nn.Module):
 
     def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The encoder before its ReLU and its TopK."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return linear(x - self.b_dec, self.W_enc_rows, self.b_enc)
 
     def encode_topk(
         self, x: Float[torch.Tensor, "*token d_in"]
@@ -149,8 +149,8 @@ class TopKSAE(nn.Module):
     ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
         """`encode_topk` of tokens that b_dec is taken from already, some thousand tokens at a time."""
         dtype = torch.bfloat16 if precision == "bfloat16" else centered.dtype
-        b_enc, W_enc, tokens = self.b_enc.to(dtype), self.W_enc.to(dtype), centered.to(dtype)
-        pre_acts = (torch.addmm(b_enc, block, W_enc) for block in tokens.split(BLOCK_TOKENS))
+        tokens, rows, b_enc = (tensor.to(dtype) for tensor in (centered, self.W_enc_rows, self.b_enc))
+        pre_acts = (linear(block, rows, b_enc) for block in tokens.split(BLOCK_TOKENS))
         codes = [largest(block.to(centered.dtype), self.k) for block in pre_acts]
         return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
 
@@ -237,8 +237,20 @@ class TopKSAE(nn.Module):
                 norms = sae.W_dec.norm(dim=1)
                 sae.W_enc.mul_(norms)
                 sae.b_enc *= norms
-                sae.W_dec /= norms[:, None]
+                sae.W_dec /= _positive(norms)[:, None]
         return sae
+
+
+def linear(
+    x: Float[torch.Tensor, "*token d_in"],
+    rows: Float[torch.Tensor, "d_sae d_in"],
+    bias: Float[torch.Tensor, " d_sae"],
+) -> Float[torch.Tensor, "*token d_sae"]:
+    """x @ rows.T + bias. Without gradients by oneDNN, which can take a third less time on the CPU."""
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
+        return onednn(x, rows, bias, "none", [], "")
+    return F.linear(x, rows, bias)
 
 
 def largest(
@@ -385,9 +397,9 @@ def _over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _positive(squared_error: Float[torch.Tensor, ""]) -> Float[torch.Tensor, ""]:
-    """A divisor that a perfect reconstruction does not make zero."""
-    return squared_error.clamp_min(torch.finfo(squared_error.dtype).tiny)
+def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]:
+    """A divisor with its zeros made as small as can be: of a perfect reconstruction, or of an empty row."""
+    return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -4,8 +4,9 @@ uv run benchmarks/sae_step.py
 
 A step is everything that training does for a batch of tokens: the gradients, the removal of the decoder
 gradient's parallel part, Adam, and the decoder's renormalisation. "plain" is autograd over dense codes with
-torch.optim.Adam as it comes; "sparse" is `step_gradients` with fused Adam. The repeats are interleaved, and
-their medians compared, since other programs come and go.
+torch.optim.Adam as it comes; "sparse" is `step_gradients` with fused Adam. The GEMM is torch.addmm; on the
+CPU the sparse step takes oneDNN's instead, which is the row below it. The repeats are interleaved and their
+medians compared, since other programs come and go.
 """
 
 import statistics
@@ -55,7 +56,7 @@ def make_contenders(arguments, device: str) -> dict:
     """What is timed, by name: functions without arguments."""
     import torch
 
-    from sae import TopKSAE
+    from sae import TopKSAE, linear
 
     def new_sae():
         return TopKSAE(arguments.d_in, arguments.d_sae, arguments.top_k).to(device)
@@ -68,6 +69,7 @@ def make_contenders(arguments, device: str) -> dict:
     low_x, low_W_enc = x.bfloat16(), W_enc.bfloat16()
     return {
         "encoder GEMM": lambda: torch.addmm(b_enc, x, W_enc),
+        "encoder GEMM, as stepped": torch.no_grad()(lambda: linear(x, W_enc.T, b_enc)),
         "sparse step": step(new_sae(), x, none_dead, fused=True),
         "plain step": step(new_sae(), x, None, fused=False),
         "sparse step, 5% dead (AuxK)": step(new_sae(), x, dead, fused=True),
