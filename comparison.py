@@ -162,7 +162,7 @@ def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
         lambda: blocks(cell.target, cell.target_layer),
         reader.memory // 2,
         *team(),
-        add_up_sums,
+        add_up,
     )
 
 
@@ -405,23 +405,6 @@ def add_up(array: np.ndarray, how: str = "SUM"):
     held = tensor.cuda() if processes.get_backend() == "nccl" else tensor
     processes.all_reduce(held, getattr(processes.ReduceOp, how))
     tensor.copy_(held)
-
-
-def add_up_sums(sums: Sums):
-    """Add the other processes' sums over their rows, in place."""
-    add_up(sums.products)
-    for side in ("source", "target"):
-        own = getattr(sums, side)
-        n = np.array([own.n])
-        for array, how in (
-            (n, "SUM"),
-            (own.total, "SUM"),
-            (own.square, "SUM"),
-            (own.low, "MIN"),
-            (own.high, "MAX"),
-        ):
-            add_up(array, how)
-        setattr(sums, side, own._replace(n=float(n[0])))
 
 
 def anywhere(here: bool) -> bool:

@@ -9,7 +9,6 @@ All sums are float64, so a correlation is within 1e-6 also where a mean is a hun
 """
 
 import functools
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +17,17 @@ from typing import Any, NamedTuple, no_type_check
 
 import numba
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float, Int
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-DENSE_ROWS, DENSE_FEATURES = 2048, 1024  # rows and source features of one matrix product
+DENSE_ROWS, CUDA_FEATURES = 2048, 2048  # rows of one matrix product, and the source's features of one on CUDA
+DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
+SEARCH_WINDOW = 1e-4  # of r: float32 sums err by up to 6e-6, see RoughSums
+MANY_CANDIDATES = 16  # a feature: with more, float64 products of all pairs are faster
 GEMM_ADVANTAGE = 20  # its multiply-adds in the time of one of the sparse loop, on 2 cores
 CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
 WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
@@ -57,6 +60,10 @@ class ColumnSums(NamedTuple):
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
         )
+
+    def of(self, features: slice) -> "ColumnSums":
+        """Those of some of the features."""
+        return ColumnSums(self.n, *(column[features] for column in self[1:]))
 
     @property
     def mean(self) -> np.ndarray:
@@ -136,6 +143,8 @@ def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums
     weights = np.asarray(weights, np.float64)
     if not codes.is_sparse:
         return _dense_column_sums(codes.matrix, weights)
+    if codes.stored > DENSE_ENOUGH * codes.n_rows * codes.n_features:
+        return _sums_of_chunks(codes.matrix, weights)
     n_rows = np.count_nonzero(weights > 0) if weights.size else codes.n_rows
     _, total, square, low, high = ColumnSums.of_nothing(codes.n_features)
     stored = np.zeros(codes.n_features, np.int64)
@@ -145,15 +154,23 @@ def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums
     return ColumnSums(float(weights.sum() if weights.size else codes.n_rows), total, square, low, high)
 
 
-def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
-    weights = weights if weights.size else np.ones(len(matrix))
-    sums = ColumnSums.of_nothing(matrix.shape[1])
-    for start in range(0, len(matrix), DENSE_ROWS):
-        chunk = matrix[start : start + DENSE_ROWS].astype(np.float64)
-        weight = weights[start : start + DENSE_ROWS]
-        low, high = (f(chunk[weight > 0], axis=0, initial=s * np.inf) for f, s in ((np.min, 1), (np.max, -1)))
-        sums += ColumnSums(float(weight.sum()), weight @ chunk, weight @ chunk**2, low, high)
+def _sums_of_chunks(matrix: Any, weights: np.ndarray) -> ColumnSums:
+    """The sums of a sparse matrix that is rather dense, by dense chunks of its rows."""
+    sums, pivot = ColumnSums.of_nothing(matrix.shape[1]), np.zeros(matrix.shape[1], np.float32)
+    chunk = np.empty((min(DENSE_ROWS, matrix.shape[0]), matrix.shape[1]), np.float32)
+    for start in range(0, matrix.shape[0], DENSE_ROWS):
+        rows = chunk[: matrix.shape[0] - start]
+        _fill(matrix, start, pivot, rows)
+        sums += _dense_column_sums(rows, weights[start : start + DENSE_ROWS])
     return sums
+
+
+def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
+    n = float(weights.sum() if weights.size else len(matrix))
+    _, *sums = ColumnSums.of_nothing(matrix.shape[1])
+    ranges = _ranges(np.ones(matrix.shape[1]))
+    _in_parallel(lambda: lambda a, b: _add_dense_columns(a, b, matrix, weights, *sums), ranges)
+    return ColumnSums(n, *sums)
 
 
 # ------------------------------------------------------------------------------------------ compiled loops
@@ -201,7 +218,7 @@ def _add_products(feature, by_feature, partner, weights, by_row, products):
     starts, features, values = by_row
     last = source_starts[feature + 1] - 1
     for entry in range(source_starts[feature], last + 1):
-        ahead = source_rows[min(entry + 6, last)]
+        ahead = source_rows[min(entry + 4, last)]
         soon = starts[partner[ahead] if partner.size else ahead]
         if soon < values.size:
             _prefetch(features, soon)
@@ -263,6 +280,41 @@ def _block_maxima(first, last, products, n, source, target, best, match, back, b
         _keep_maxima(feature, products[feature].copy(), n, source, target, best, match, back, back_match)
 
 
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _fill_rows(first, last, start, starts, columns, values, pivot, chunk):
+    """Rows of a CSR, from `start` on, as dense rows less `pivot`."""
+    for row in range(first, last):
+        chunk[row] = -pivot
+        for entry in range(starts[start + row], starts[start + row + 1]):
+            chunk[row, columns[entry]] += values[entry]
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _add_dense_columns(first, last, chunk, weights, total, square, low, high):
+    """The sums of `_add_columns` over rows that are dense, for some of the features."""
+    for row in range(chunk.shape[0]):
+        weight = weights[row] if weights.size else 1.0
+        if weight > 0:
+            for feature in range(first, last):
+                value = np.float64(chunk[row, feature])
+                total[feature] += weight * value
+                square[feature] += weight * value * value
+                low[feature] = min(low[feature], value)
+                high[feature] = max(high[feature], value)
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _add_pairs(first, last, own, other, x, y, weights, products):
+    """products[p] += Σ over rows of weight times x of one feature times y of another, for some pairs."""
+    for row in range(x.shape[0]):
+        weight = weights[row] if weights.size else 1.0
+        for pair in range(first, last):
+            products[pair] += weight * np.float64(x[row, own[pair]]) * np.float64(y[row, other[pair]])
+
+
 def threads() -> int:
     """Threads to use: the process's cores, at most NUMBA_NUM_THREADS and OMP_NUM_THREADS."""
     return min(numba.config.NUMBA_NUM_THREADS, int(os.environ.get("OMP_NUM_THREADS") or 1 << 16))
@@ -289,11 +341,11 @@ def _in_parallel(make_worker, ranges: list[tuple[int, int]]):
         list(pool.map(run, range(count)))
 
 
-def _ranges(costs: np.ndarray, first: int = 0) -> list[tuple[int, int]]:
-    """Consecutive ranges of features of about equal cost, some for each thread."""
+def _ranges(costs: np.ndarray, first: int = 0, each: int = 16) -> list[tuple[int, int]]:
+    """Consecutive ranges of about equal cost, `each` for each thread, so that a slow one holds nobody up."""
     reached = np.cumsum(costs + max(costs.sum() / max(costs.size, 1), 1) / 8)
     cuts = np.searchsorted(
-        reached, np.linspace(0, reached[-1] if reached.size else 0, 16 * threads() + 1)[1:-1]
+        reached, np.linspace(0, reached[-1] if reached.size else 0, each * threads() + 1)[1:-1]
     )
     edges = np.unique(np.concatenate([[0], cuts, [costs.size]])) + first
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
@@ -339,8 +391,8 @@ def max_correlations(
     source, target = as_codes(source).take(rows), as_codes(target).take(rows)
     _check_rows(source, target, weights, permutation)
     if _prefers_gemm(source, target):
-        sums = Sums.of(source, target.take(permutation), weights)
-        return sums.maxima()
+        sides = [source.matrix], [target.take(permutation).matrix]
+        return streamed_maxima(*(lambda side=side: side for side in sides), weights=weights)
     source_sums = source.sums(weights)
     partner = np.empty(0, np.int64) if permutation is None else np.asarray(permutation, np.int64)
     target_sums = target.sums(_unpermuted(weights, permutation))
@@ -356,7 +408,7 @@ def max_correlation(source: Any, target: Any, **choices: Any) -> Maxima:
 
 
 def correlation_matrix(source: Any, target: Any, **choices: Any) -> Float[np.ndarray, "source target"]:
-    """All of r_ij, where it fits: 302 MB for 6,144 x 6,144. The choices are those of `max_correlations`."""
+    """All of r_ij, where it fits: 604 MB for 6,144 x 6,144. The choices are those of `max_correlations`."""
     rows, permutation = choices.pop("rows", None), choices.pop("permutation", None)
     source, target = as_codes(source).take(rows), as_codes(target).take(rows)
     _check_rows(source, target, choices.get("weights"), permutation)
@@ -405,21 +457,17 @@ class Sums:
     source's, so that a pair of any width runs in slices. `products` float64 [source, target] holds Σxy.
     """
 
-    def __init__(self, n_source: int, n_target: int, features: slice = slice(None)):
+    def __init__(self, n_source: int, n_target: int, features: slice = slice(None), dtype: Any = np.float64):
         self.first, self.last, _ = features.indices(n_source)
-        self.products = np.zeros((self.last - self.first, n_target))
-        self.source, self.target = (
-            ColumnSums.of_nothing(self.last - self.first),
-            ColumnSums.of_nothing(n_target),
-        )
+        self.products = np.zeros((self.last - self.first, n_target), dtype)
+        self.source = ColumnSums.of_nothing(self.last - self.first)
+        self.target = ColumnSums.of_nothing(n_target)
 
     @classmethod
-    def of(
-        cls, source: Any, target: Any, weights: np.ndarray | None = None, features: slice = slice(None)
-    ) -> "Sums":
+    def of(cls, source: Any, target: Any, weights: np.ndarray | None = None) -> "Sums":
         """The sums over all rows of two matrices."""
         source, target = as_codes(source), as_codes(target)
-        sums = cls(source.n_features, target.n_features, features)
+        sums = cls(source.n_features, target.n_features)
         sums.add(source, target, weights)
         return sums
 
@@ -427,38 +475,35 @@ class Sums:
         """Add a chunk of rows, with all features of both sides (also where a slice is kept)."""
         source, target = as_codes(source), as_codes(target)
         _check_rows(source, target, weights, None)
-        self.source += _slice_of(source.sums(weights), slice(self.first, self.last))
+        self.source += source.sums(weights).of(slice(self.first, self.last))
         self.target += target.sums(weights)
-        weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
+        self._add_products(source, target, WEIGHTLESS if weights is None else np.asarray(weights, np.float64))
+
+    def _add_products(self, source: Codes, target: Codes, weights: np.ndarray):
         if _prefers_gemm(source, target):
-            whole = len(self.products) == source.n_features
-            self._add_dense(
-                source.matrix if whole else source.matrix[:, self.first : self.last], target.matrix, weights
-            )
-        else:
-            self._add_sparse(source, target, weights)
-
-    def _add_sparse(self, source: Codes, target: Codes, weights: np.ndarray):
+            for rows, x, y in dense_chunks(source.matrix, target.matrix, (self.first, self.last), np.float64):
+                _add_product(x, y, weights[rows], self.products)
+            return
         fixed = (self.first, source.by_feature, weights, target.by_row, self.products)
-        costs = np.diff(source.by_feature[0])[self.first : self.last]
-        _in_parallel(
-            lambda: lambda first, last: _fused_products(first, last, *fixed), _ranges(costs, self.first)
-        )
-
-    def _add_dense(self, source: Any, target: Any, weights: np.ndarray):
-        for start in range(0, source.shape[0], DENSE_ROWS):
-            rows = slice(start, start + DENSE_ROWS)
-            x, y = _dense(source[rows]), _dense(target[rows])
-            x = x * weights[rows, None] if weights.size else x
-            for first in range(0, x.shape[1], DENSE_FEATURES):
-                block = slice(first, first + DENSE_FEATURES)
-                self.products[block] += _product(x[:, block], y)
+        ranges = _ranges(np.diff(source.by_feature[0])[self.first : self.last], self.first)
+        _in_parallel(lambda: lambda first, last: _fused_products(first, last, *fixed), ranges)
 
     def __add__(self, other: "Sums") -> "Sums":
         both = Sums(self.last, self.products.shape[1], slice(self.first, self.last))
         both.products = self.products + other.products
         both.source, both.target = self.source + other.source, self.target + other.target
         return both
+
+    def add_up(self, add_up: Callable[[np.ndarray, str], None]):
+        """Add what other processes have: `add_up(array, how)` does so in place, "SUM", "MIN" or "MAX"."""
+        add_up(self.products, "SUM")
+        for side in ("source", "target"):
+            own = getattr(self, side)
+            n = np.array([own.n])
+            parts = ((n, "SUM"), (own.total, "SUM"), (own.square, "SUM"), (own.low, "MIN"), (own.high, "MAX"))
+            for array, how in parts:
+                add_up(array, how)
+            setattr(self, side, own._replace(n=float(n[0])))
 
     def covariances(self) -> Float[np.ndarray, "source target"]:
         """cov(x_i, y_j) of the kept source features with every target feature."""
@@ -483,6 +528,47 @@ class Sums:
         return forward, Maxima(backward.rho, backward.match + self.first)
 
 
+class RoughSums(Sums):
+    """Sums for a search: float32 products about `pivots` near the means, at half the time of float64.
+
+    They err by up to 6e-6 where many rows hold the same pair of values, so they only say which pairs may be
+    the maxima: `candidates`. What those are is then worked out in float64.
+    """
+
+    def __init__(self, n_source: int, n_target: int, features: slice, pivots: tuple[np.ndarray, np.ndarray]):
+        super().__init__(n_source, n_target, features, np.float32)
+        self.pivots = pivots[0][features], pivots[1]
+
+    def _add_products(self, source: Codes, target: Codes, weights: np.ndarray):
+        sides = source.matrix, target.matrix
+        for rows, x, y in dense_chunks(*sides, (self.first, self.last), np.float32, self.pivots):
+            _add_product(x, y, weights[rows], self.products)
+
+    def _rows(self) -> Iterator[np.ndarray]:
+        """r of one source feature after the other with every target feature, float64 [target]."""
+        sides = (self.source, self.target)
+        own, other = (side.mean - pivot for side, pivot in zip(sides, self.pivots, strict=True))
+        for products, offset, inverse_sd in zip(self.products, own, self.source.inverse_sd, strict=True):
+            yield (products / (self.source.n or 1.0) - offset * other) * (inverse_sd * self.target.inverse_sd)
+
+    def candidates(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs (source, target) of varying features within SEARCH_WINDOW of a side's maximum."""
+        live = self.target.inverse_sd > 0
+        highest = np.full(len(live), -2.0)
+        own = np.full(len(self.products), -2.0)
+        for i, r in enumerate(self._rows()):
+            if self.source.inverse_sd[i] > 0:
+                own[i] = r.max(where=live, initial=-2.0)
+                np.maximum(highest, r, out=highest)
+        found = [
+            np.flatnonzero(live & (r >= np.minimum(top, highest) - SEARCH_WINDOW))
+            if top > -2.0
+            else np.empty(0, int)
+            for top, r in zip(own, self._rows(), strict=True)
+        ]
+        return np.repeat(np.arange(len(found)), [len(js) for js in found]), np.concatenate(found)
+
+
 def _maxima_of(loop: Any, fixed: tuple, costs: np.ndarray, n_target: int) -> tuple[Maxima, Maxima]:
     """Run a compiled loop over all source features; each thread keeps its own maxima of the target's."""
     forward, backward, own = Maxima.none(len(costs)), Maxima.none(n_target), []
@@ -498,21 +584,57 @@ def _maxima_of(loop: Any, fixed: tuple, costs: np.ndarray, n_target: int) -> tup
     return forward, backward
 
 
-def _slice_of(sums: ColumnSums, features: slice) -> ColumnSums:
-    return ColumnSums(sums.n, *(column[features] for column in sums[1:]))
+def dense_chunks(
+    source: Any,
+    target: Any,
+    span: tuple[int, int],
+    dtype: Any,
+    pivots: tuple[Any, Any] = (None, None),
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Dense chunks of rows, less `pivots`: which rows, the source's features in `span`, and the target's.
+
+    A chunk is overwritten by the next one: fresh memory for each would take longer than filling it.
+    """
+    step = max(1, min(DENSE_ROWS * (8 if cuda() else 1), source.shape[0]))
+    source = source if span == (0, source.shape[1]) else source[:, span[0] : span[1]]
+    sides = [
+        (
+            matrix,
+            np.zeros(matrix.shape[1], dtype) if pivot is None else pivot,
+            np.empty((step, matrix.shape[1]), dtype),
+        )
+        for matrix, pivot in zip((source, target), pivots, strict=True)
+    ]
+    for start in range(0, source.shape[0], step):
+        count = min(step, source.shape[0] - start)
+        for matrix, pivot, chunk in sides:
+            _fill(matrix, start, pivot, chunk[:count])
+        yield slice(start, start + count), *(chunk[:count] for _, _, chunk in sides)
 
 
-def _dense(chunk: Any) -> np.ndarray:
-    """Rows as float64: a float32 product would err by 5e-6 where many rows hold the same pair of values."""
-    return (chunk.toarray() if scipy.sparse.issparse(chunk) else chunk).astype(np.float64)
+def _fill(matrix: Any, start: int, pivot: np.ndarray, chunk: np.ndarray):
+    """Write rows of a matrix, from `start` on, into a dense chunk, less `pivot`."""
+    if not scipy.sparse.issparse(matrix):
+        np.subtract(matrix[start : start + len(chunk)], pivot, out=chunk, casting="unsafe")
+        return
+    starts, columns, values = matrix.indptr, matrix.indices, matrix.data
+    ranges = _ranges(np.ones(len(chunk)))
+    _in_parallel(lambda: lambda a, b: _fill_rows(a, b, start, starts, columns, values, pivot, chunk), ranges)
 
 
-def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x^T y [source, target]."""
+def _add_product(x: np.ndarray, y: np.ndarray, weights: np.ndarray, products: np.ndarray):
+    """products [source, target] += (weights x)^T y, in place; x is overwritten."""
+    if weights.size:
+        x *= weights[:, None].astype(x.dtype)
     torch = cuda()
-    if torch is None:
-        return x.T @ y
-    return (torch.from_numpy(x).cuda().T @ torch.from_numpy(y).cuda()).cpu().numpy()
+    if torch is None:  # BLAS counts by columns, so this is products^T += y^T x, which copies nothing
+        gemm = scipy.linalg.blas.sgemm if products.dtype == np.float32 else scipy.linalg.blas.dgemm
+        gemm(1, y.T, x.T, beta=1, c=products.T, trans_b=True, overwrite_c=True)
+        return
+    y = torch.from_numpy(y).cuda()
+    for first in range(0, x.shape[1], CUDA_FEATURES):
+        block = slice(first, first + CUDA_FEATURES)
+        products[block] += (torch.from_numpy(x[:, block]).cuda().T @ y).cpu().numpy()
 
 
 # ----------------------------------------------------------------------------- runs larger than the memory
@@ -524,26 +646,88 @@ def streamed_maxima(
     memory: int = 2 << 30,
     rank: int = 0,
     world: int = 1,
-    reduce: Callable[[Sums], None] = lambda sums: None,
+    add_up: Callable[[np.ndarray, str], None] = lambda array, how: None,
+    weights: np.ndarray | None = None,
 ) -> tuple[Maxima, Maxima]:
     """`max_correlations` of two sides that are read in blocks of rows, with at most `memory` bytes of sums.
 
     `source()` and `target()` start a reading: blocks [row, feature] of any number of rows, in all the same
-    rows on both sides. Every slice of the source's features that fits takes one reading of both. Process
-    `rank` of `world` adds up its share of the blocks, and `reduce` adds the other processes' sums, in place.
+    rows on both sides. Every slice of the source's features that fits takes one reading of both, or two where
+    the codes are dense. Process `rank` of `world` takes its share of the blocks, and `add_up` adds the other
+    processes' sums (see `Sums.add_up`).
     """
-    first, second = next(iter(source())).shape[1], next(iter(target())).shape[1]
-    width = max(1, int(memory / 8 / second))
-    forward, backward = [], Maxima.none(second)
-    for start in range(0, first, width):
-        sums = Sums(first, second, slice(start, start + width))
-        for x, y in itertools.islice(aligned(source(), target()), rank, None, world):
-            sums.add(x, y)
-        reduce(sums)
-        own, other = sums.maxima()
+
+    def read() -> Iterator[tuple[Any, Any, np.ndarray | None]]:
+        start = 0
+        for number, (x, y) in enumerate(aligned(source(), target())):
+            rows = slice(start, start + x.shape[0])
+            start = rows.stop
+            if number % world == rank:
+                yield x, y, None if weights is None else weights[rows]
+
+    first_x, first_y = next(iter(source())), next(iter(target()))
+    n_source, n_target = first_x.shape[1], first_y.shape[1]
+    pivots = tuple(np.asarray(block.mean(axis=0), np.float32).ravel() for block in (first_x, first_y))
+    rough = _prefers_gemm(Codes(first_x), Codes(first_y))
+    width = max(1, int(memory / 8 / n_target))
+    forward, backward = [], Maxima.none(n_target)
+    for start in range(0, n_source, width):
+        features = slice(start, start + width)
+        found = None
+        if rough:
+            sums = _summed(RoughSums(n_source, n_target, features, pivots), read, add_up)
+            found = _refined(sums, read, add_up)
+        own, other = found or _summed(Sums(n_source, n_target, features), read, add_up).maxima()
         forward.append(own)
         backward.merge(other)
     return Maxima(*map(np.concatenate, zip(*forward, strict=True))), backward
+
+
+def _summed(
+    sums: Sums, read: Callable[[], Iterable[tuple]], add_up: Callable[[np.ndarray, str], None]
+) -> Sums:
+    for chunk in read():
+        sums.add(*chunk)
+    sums.add_up(add_up)
+    return sums
+
+
+def _refined(
+    sums: RoughSums, read: Callable[[], Iterable[tuple]], add_up: Callable[[np.ndarray, str], None]
+) -> tuple[Maxima, Maxima] | None:
+    """The maxima that a search found, in float64; None where it found too many pairs to be worth it."""
+    kept, width = sums.products.shape
+    own, other = sums.candidates()
+    if len(own) > MANY_CANDIDATES * (kept + width):
+        return None
+    products, ranges = np.zeros(len(own)), _ranges(np.ones(len(own)), each=1)  # each range reads all rows
+    for source, target, weights in read():
+        weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
+        for rows, x, y in dense_chunks(source, target, (sums.first, sums.last), np.float32):
+            fixed = (own, other, x, y, weights[rows], products)
+            _in_parallel(lambda f=fixed: lambda a, b: _add_pairs(a, b, *f), ranges)
+    add_up(products, "SUM")
+    source, target = sums.source, sums.target
+    r = products / (source.n or 1.0) - source.mean[own] * target.mean[other]
+    r *= source.inverse_sd[own] * target.inverse_sd[other]
+    forward = _best(own, other, r, source.inverse_sd > 0, target.inverse_sd > 0)
+    backward = _best(other, own, r, target.inverse_sd > 0, source.inverse_sd > 0)
+    return forward, Maxima(backward.rho, backward.match + sums.first)
+
+
+def _best(
+    own: np.ndarray, other: np.ndarray, r: np.ndarray, varies: np.ndarray, partner_varies: np.ndarray
+) -> Maxima:
+    """The highest r of each feature among the pairs (own, other); features that never vary give and get 0."""
+    best = Maxima(np.where(varies, -2.0, 0.0), np.zeros(len(varies), np.int64))
+    order = np.lexsort((other, -r, own))
+    features, first = np.unique(own[order], return_index=True)
+    best.rho[features], best.match[features] = r[order][first], other[order][first]
+    if not partner_varies.all():
+        constant = np.argmin(partner_varies)
+        best.merge(Maxima(np.zeros(len(varies)), np.full(len(varies), constant)))
+    best.match[~varies] = 0
+    return best
 
 
 def aligned(source: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -160,7 +160,7 @@ def test_a_feature_constant_on_the_rows_that_count_correlates_with_nothing():
 
 
 @pytest.mark.parametrize("gemm", [True, False])
-@pytest.mark.parametrize("step", [1, 13, 256, 700])
+@pytest.mark.parametrize("step", [7, 64, 256, 700])
 def test_sums_over_chunks_and_shards_are_those_of_the_whole(step, gemm, monkeypatch):
     monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
     x, y = (scipy.sparse.csr_array(side) for side in data("large_mean"))
@@ -179,7 +179,11 @@ def test_slices_of_the_source_make_up_the_whole(gemm, monkeypatch):
     monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
-    parts = [Sums.of(x, y, features=slice(first, first + 16)).maxima() for first in range(0, 40, 16)]
+    parts = []
+    for first in range(0, 40, 16):
+        sums = Sums(40, 30, slice(first, first + 16))
+        sums.add(x, y)
+        parts.append(sums.maxima())
     np.testing.assert_allclose(np.concatenate([part[0].rho for part in parts]), forward.rho, atol=1e-12)
     merged = parts[0][1]
     for part in parts[1:]:
@@ -247,6 +251,25 @@ def test_streamed_maxima_are_those_of_the_whole(memory):
     for streamed, whole in zip(found, (forward, backward), strict=True):
         np.testing.assert_allclose(streamed.rho, whole.rho, atol=1e-12)
         assert streamed.match.tolist() == whole.match.tolist()
+
+
+@pytest.mark.parametrize("kind", ["dense", "two_values", "constant_and_empty", "large_mean"])
+@pytest.mark.parametrize("many", [16, 0])
+def test_dense_maxima_are_searched_in_float32_and_worked_out_in_float64(kind, many, monkeypatch):
+    """Also where the search finds so many pairs that all products are taken in float64."""
+    monkeypatch.setattr(correlation, "MANY_CANDIDATES", many)
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: True)
+    x, y = data(kind)
+    y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
+    weights = np.random.default_rng(0).random(700)
+    expected = oracle(x, y, weights)
+    cut = lambda side, step: lambda: (side[i : i + step] for i in range(0, 700, step))  # noqa: E731
+    sides = cut(scipy.sparse.csr_array(x), 64), cut(y, 150)
+    forward, backward = correlation.streamed_maxima(*sides, 30 * 8 * 7, weights=weights)
+    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
+    np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(expected[backward.match, np.arange(30)], expected.max(0), atol=1e-6)
 
 
 def test_aligned_blocks_hold_the_same_rows():
