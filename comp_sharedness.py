@@ -172,10 +172,13 @@ def plot(file: Path, shared: Sharedness, top: int):
         marker="D",
         label=f"first {len(first)}",
     )
-    for rank in spread_out(shared, first):
-        point = (shared.total[rank], shared.delta[rank])
-        space.annotate(str(shared.feature[rank]), point, (4, 4), textcoords="offset points", fontsize=8)
     space.set_xscale("log")
+    space.set_yscale("symlog", linthresh=max(np.median(np.abs(shared.delta[live])), 1e-9) if len(live) else 1)
+    space.autoscale_view()
+    points = np.column_stack([shared.total[first], shared.delta[first]])
+    for place in spread_out(space.transData.transform(points)):
+        name = str(shared.feature[first[place]])
+        space.annotate(name, points[place], (4, 4), textcoords="offset points", fontsize=8)
     space.set_xlabel("S, the feature's summed activation")
     space.set_ylabel("Δ, Comparative Sharedness")
     groups = f"in all of {', '.join(shared.min_group)}; in none of {', '.join(shared.max_group)}"
@@ -185,18 +188,12 @@ def plot(file: Path, shared: Sharedness, top: int):
         figure.savefig(temporary, dpi=150, format=file.suffix.removeprefix(".") or "png")
 
 
-def spread_out(shared: Sharedness, ranks: np.ndarray) -> list[int]:
-    """Those whose names do not cover a better one's: 6% of the width or 3.5% of the height apart."""
-    if not len(ranks):
-        return []
-    x, y = np.log10(shared.total[shared.total > 0]), shared.delta
-    scale = np.array([max(np.ptp(x), 1e-9) * 0.06, max(np.ptp(y), 1e-9) * 0.035])
-    named, places = [], np.empty((0, 2))
-    for rank in ranks:
-        place = np.array([np.log10(shared.total[rank]), shared.delta[rank]]) / scale
-        if not (np.abs(places - place) < 1).all(axis=1).any():
-            named.append(int(rank))
-            places = np.vstack([places, place])
+def spread_out(pixels: np.ndarray, apart: tuple[float, float] = (30, 12)) -> list[int]:
+    """Which points [point, x and y], best first, can be named without covering a better one's name."""
+    named = []
+    for place, point in enumerate(pixels):
+        if not (np.abs(pixels[named] - point) < apart).all(axis=1).any():
+            named.append(place)
     return named
 
 

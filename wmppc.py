@@ -35,12 +35,13 @@ def main(argv=None) -> tuple[Any, ...]:
     sources, targets = (chosen_runs(words, features) for words in (arguments.source, arguments.target))
     runs = {run.name: run for run in (*sources, *targets)}
     features.check_aligned(list(runs.values()))
+    one_pair = len(sources) == len(targets) == 1
+    arguments.metrics = arguments.metrics or (["wmppc", "mppc"] if one_pair else ["wmppc"])
     reader = comparison.Reader(arguments.memory and arguments.memory << 30)
     found = {}
     for a, b in wanted_pairs(sources, targets):
         forward, backward = comparison.compare(runs[a], runs[b], arguments.metrics, reader)
         found[a, b], found[b, a] = forward, backward
-    one_pair = len(sources) == len(targets) == 1
     names = [(a.name, b.name) for a in sources for b in targets]
     directions = tuple(found[pair] for pair in ([*names, names[0][::-1]] if one_pair else names))
     if comparison.team().rank == 0:
@@ -54,7 +55,7 @@ def parse(argv):
     runs = "runs: folder names in sae_features/, or patterns such as 'clip*' (quoted)"
     add("--source", required=True, nargs="+", metavar="RUN", help=runs)
     add("--target", required=True, nargs="+", metavar="RUN", help="the runs that they are compared with")
-    add("--metrics", nargs="+", choices=METRICS, default=["wmppc", "mppc"], help="scores, from this list")
+    add("--metrics", nargs="+", choices=METRICS, help="scores (default: wmppc, and for one pair mppc too)")
     add("--csv", type=output, metavar="FILE", help="write the scores, a line each")
     add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
     add("--plot", type=output, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
@@ -228,12 +229,13 @@ def plot_matrix(file: Path, directions: tuple[Any, ...]):
 
 
 def plot_layers(file: Path, directions: tuple[Any, Any]):
-    """The layer x layer heat maps of one pair of runs, in both directions."""
+    """The layer x layer heat maps of one pair of runs, both ways, on one scale from 0 to the highest."""
+    highest = np.nanmax([score.value for d in directions for row in d.layers for score in row] + [0.1])
     figure, spaces = panels([(len(d.source_layers), len(d.target_layers)) for d in directions])
     for space, d in zip(spaces, directions, strict=True):
         cells = np.array([[score.value for score in row] for row in d.layers])
         title = f"wMPPC, {d.source} -> {d.target}"
-        heat_map(space, d.source_layers, d.target_layers, cells, title)
+        heat_map(space, d.source_layers, d.target_layers, cells, title, np.ceil(highest * 10) / 10)
         space.set_ylabel(f"layers of {d.source}")
         space.set_xlabel(f"layers of {d.target}")
     save(figure, file)
@@ -249,17 +251,19 @@ def panels(shapes: list[tuple[int, int]]) -> tuple[Any, Any]:
     return figure, figure.subplots(1, len(shapes), width_ratios=widths, squeeze=False)[0]
 
 
-def heat_map(space: Any, rows: list[str], columns: list[str], cells: np.ndarray, title: str):
-    """Numbers on colours from 0 to 1 (cividis, which colour-blind readers see alike); rows from the top."""
+def heat_map(
+    space: Any, rows: list[str], columns: list[str], cells: np.ndarray, title: str, highest: float = 1.0
+):
+    """Numbers on colours from 0 to `highest`, rows from the top; colour-blind readers see cividis alike."""
     from matplotlib import colormaps
 
     colours = colormaps["cividis"].with_extremes(bad="white")
-    image = space.imshow(np.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=1)
+    image = space.imshow(np.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=highest)
     space.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     space.set_yticks(range(len(rows)), rows)
     size = 9 if len(columns) <= 14 else 6
     for (i, j), value in np.ndenumerate(cells):
-        colour = "black" if not value <= 0.55 else "white"
+        colour = "black" if not value <= 0.55 * highest else "white"
         space.text(j, i, number(value), ha="center", va="center", color=colour, fontsize=size)
     space.set_title(title, fontsize=10)
     space.figure.colorbar(image, ax=space, shrink=0.8)

@@ -100,14 +100,17 @@ def test_the_layer_is_the_last_unless_told():
 
 def test_the_picture_names_the_first_features_and_draws_the_live_ones():
     five_runs()
-    found = comp_sharedness.main([*ARGUMENTS, "--top", "2", "--plot", "imgs/delta.png"])
+    comp_sharedness.main([*ARGUMENTS, "--top", "2", "--plot", "imgs/delta.png"])
     with Image.open("imgs/delta.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ("#0072B2", "#D55E00"):
         assert (np.abs(pixels - np.array(ImageColor.getrgb(colour))).sum(axis=1) < 40).any()
-    assert comp_sharedness.spread_out(found, np.array([0, 1])) == [0, 1]
-    crowded = found._replace(delta=np.array([1.0, 0.999, 0.5, 0.0]), total=np.array([2.0, 2.0, 4.0, 9.0]))
-    assert comp_sharedness.spread_out(crowded, np.array([0, 1, 2])) == [0, 2]
+
+
+def test_names_in_the_picture_do_not_cover_each_other():
+    pixels = np.array([[100.0, 100], [110, 105], [110, 150], [200, 100], [205, 108]])
+    assert comp_sharedness.spread_out(pixels) == [0, 2, 3]
+    assert comp_sharedness.spread_out(np.empty((0, 2))) == []
 
 
 def test_the_sheets_of_the_first_features_are_made(capsys):
