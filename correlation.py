@@ -548,16 +548,17 @@ class RoughSums(Sums):
         """r of one source feature after the other with every target feature, float64 [target]."""
         sides = (self.source, self.target)
         own, other = (side.mean - pivot for side, pivot in zip(sides, self.pivots, strict=True))
+        scale, n = self.target.inverse_sd, self.source.n or 1.0
         for products, offset, inverse_sd in zip(self.products, own, self.source.inverse_sd, strict=True):
-            yield (products / (self.source.n or 1.0) - offset * other) * (inverse_sd * self.target.inverse_sd)
+            yield (products / n - offset * other) * (inverse_sd * scale)
 
     def candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """The pairs (source, target) of varying features within SEARCH_WINDOW of a side's maximum."""
-        live = self.target.inverse_sd > 0
+        varies, live = self.source.inverse_sd > 0, self.target.inverse_sd > 0
         highest = np.full(len(live), -2.0)
         own = np.full(len(self.products), -2.0)
         for i, r in enumerate(self._rows()):
-            if self.source.inverse_sd[i] > 0:
+            if varies[i]:
                 own[i] = r.max(where=live, initial=-2.0)
                 np.maximum(highest, r, out=highest)
         found = [
@@ -667,7 +668,9 @@ def streamed_maxima(
 
     first_x, first_y = next(iter(source())), next(iter(target()))
     n_source, n_target = first_x.shape[1], first_y.shape[1]
-    pivots = tuple(np.asarray(block.mean(axis=0), np.float32).ravel() for block in (first_x, first_y))
+    pivots = tuple(
+        np.asarray(block[:DENSE_ROWS].mean(axis=0), np.float32).ravel() for block in (first_x, first_y)
+    )
     rough = _prefers_gemm(Codes(first_x), Codes(first_y))
     width = max(1, int(memory / 8 / n_target))
     forward, backward = [], Maxima.none(n_target)
@@ -704,7 +707,7 @@ def _refined(
     for source, target, weights in read():
         weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
         for rows, x, y in dense_chunks(source, target, (sums.first, sums.last), np.float32):
-            fixed = (own, other, x, y, weights[rows], products)
+            fixed = (own.astype(np.uint64), other.astype(np.uint64), x, y, weights[rows], products)
             _in_parallel(lambda f=fixed: lambda a, b: _add_pairs(a, b, *f), ranges)
     add_up(products, "SUM")
     source, target = sums.source, sums.target
@@ -740,5 +743,5 @@ def aligned(source: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any,
                 if blocks[i] is None:
                     return
         rows = min(block.shape[0] for block in blocks)
-        yield blocks[0][:rows], blocks[1][:rows]
-        blocks = [block[rows:] for block in blocks]
+        yield tuple(block if block.shape[0] == rows else block[:rows] for block in blocks)
+        blocks = [None if block.shape[0] == rows else block[rows:] for block in blocks]
