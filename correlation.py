@@ -25,6 +25,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 DENSE_ROWS, CUDA_FEATURES = 2048, 2048  # rows of one matrix product, and the source's features of one on CUDA
+JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
 SEARCH_WINDOW = 1e-4  # of r: float32 sums err by up to 6e-6, see RoughSums
 MANY_CANDIDATES = 16  # a feature: with more, float64 products of all pairs are faster
@@ -735,7 +736,7 @@ def _best(
 
 def aligned(source: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Blocks of rows of two readers, cut so that they hold the same rows."""
-    sides, blocks = (iter(source), iter(target)), [None, None]
+    sides, blocks = (joined(source), joined(target)), [None, None]
     while True:
         for i, side in enumerate(sides):
             while blocks[i] is None or not blocks[i].shape[0]:
@@ -745,3 +746,16 @@ def aligned(source: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any,
         rows = min(block.shape[0] for block in blocks)
         yield tuple(block if block.shape[0] == rows else block[:rows] for block in blocks)
         blocks = [None if block.shape[0] == rows else block[rows:] for block in blocks]
+
+
+def joined(blocks: Iterable[Any]) -> Iterator[Any]:
+    """Sparse blocks joined until they hold JOINED_ENTRIES: the sums are gone through once for each block."""
+    held = []
+    for block in blocks:
+        held.append(block)
+        sparse = scipy.sparse.issparse(block)
+        if not sparse or sum(one.nnz for one in held) >= JOINED_ENTRIES:
+            yield block if len(held) == 1 else scipy.sparse.vstack(held, format="csr")
+            held = []
+    if held:
+        yield scipy.sparse.vstack(held, format="csr")

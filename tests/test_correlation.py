@@ -243,9 +243,10 @@ def test_cuda_gives_the_same():
 
 
 @pytest.mark.parametrize("memory", [1, 30 * 8 * 7, 1 << 30])
-def test_streamed_maxima_are_those_of_the_whole(memory):
+def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
+    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 1000)
     cut = lambda matrix, step: lambda: (matrix[i : i + step] for i in range(0, 700, step))  # noqa: E731
     found = correlation.streamed_maxima(cut(x, 64), cut(y, 150), memory)
     for streamed, whole in zip(found, (forward, backward), strict=True):
@@ -270,6 +271,17 @@ def test_dense_maxima_are_searched_in_float32_and_worked_out_in_float64(kind, ma
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-6)
     np.testing.assert_allclose(expected[backward.match, np.arange(30)], expected.max(0), atol=1e-6)
+
+
+def test_small_sparse_blocks_are_joined_in_order(monkeypatch):
+    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 10)
+    rows = scipy.sparse.csr_array(np.arange(1.0, 9)[:, None])
+    blocks = list(correlation.joined(rows[i : i + 3] for i in range(0, 8, 3)))
+    assert [block.shape[0] for block in blocks] == [8]
+    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 5)
+    blocks = list(correlation.joined(rows[i : i + 2] for i in range(0, 8, 2)))
+    assert [block.shape[0] for block in blocks] == [6, 2]
+    assert np.concatenate([block.toarray() for block in blocks]).ravel().tolist() == list(range(1, 9))
 
 
 def test_aligned_blocks_hold_the_same_rows():

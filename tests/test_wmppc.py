@@ -244,8 +244,9 @@ def test_a_run_larger_than_the_memory_is_streamed_to_the_same_scores(monkeypatch
 
 
 TWICE = """
-import sys, comparison, wmppc
+import sys, comparison, correlation, wmppc
 comparison.read_kept = lambda source, target: None
+correlation.JOINED_ENTRIES = 500
 for memory, file in ((1 << 30, "pairs.json"), (16_000, "rows.json")):
     comparison.free_memory = lambda: memory
     wmppc.main([*sys.argv[1:], file])
