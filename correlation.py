@@ -5,7 +5,8 @@ Two ways to get them, chosen by cost: TopK codes are sparse, so one compiled loo
 time, adds the target codes of its rows into a row of products that stays in the cache, and keeps only the
 maxima; dense codes go through matrix products of blocks of rows, on a GPU where there is one.
 
-All sums are float64, so a correlation is within 1e-6 also where a mean is a hundred times its spread.
+All sums that a result is made of are float64, so a correlation is within 1e-6 also where a mean is a hundred
+times its spread; float32 products only search for the maxima of dense codes.
 """
 
 import functools
@@ -29,7 +30,7 @@ JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16
 DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
 SEARCH_WINDOW = 1e-4  # of r: float32 sums err by up to 6e-6, see RoughSums
 MANY_CANDIDATES = 16  # a feature: with more, float64 products of all pairs are faster
-GEMM_ADVANTAGE = 20  # its multiply-adds in the time of one of the sparse loop, on 2 cores
+GEMM_ADVANTAGE = 60  # its multiply-adds in the time of one of the sparse loop, on 2 cores
 CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
 WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
 
@@ -445,6 +446,7 @@ def cuda() -> Any:
         return None
     import torch
 
+    torch.set_float32_matmul_precision("highest")  # TF32 errs by more than SEARCH_WINDOW
     return torch if torch.cuda.is_available() else None
 
 
