@@ -106,10 +106,10 @@ def measure_linear(arguments) -> dict[str, bool]:
         engine(*codes)
         found[rows] = statistics.median(seconds(engine, *codes) for _ in range(arguments.repeats))
         print(f"{rows:>9} rows: {found[rows]:.3f} s, {found[rows] / rows * 1e6:.2f} s a million rows")
-    least, _, most = found
-    growth = found[most] / found[least]
-    words = f"linear: {most // least} times the rows take {growth:.1f} times as long (20 allowed)"
-    return {words: growth <= 1.25 * most / least}
+    _, fewer, more = found  # the least rows fit into the last-level cache, and so go faster
+    growth = found[more] / found[fewer]
+    words = f"linear: from {fewer} to {more} rows {growth:.1f} times the time (at most 5 allowed)"
+    return {words: growth <= 5}
 
 
 def measure_relu(arguments) -> dict[str, bool]:
