@@ -4,6 +4,7 @@ The demo's scenes are drawn from known factors, so that which concepts two encod
 demo/scenes.py. Nothing is downloaded. Every step is one of the toolkit's scripts, printed before it runs.
 """
 
+import os
 import shlex
 import time
 from typing import Any, NamedTuple
@@ -17,16 +18,22 @@ import train_text
 import wmppc
 from commandline import Parser, positive, script
 
-ENCODERS = {  # run name: the script that records it, and its encoder
-    "demo-clip-image": (train_image, "DemoClipVision"),
-    "demo-clip-text": (train_text, "DemoClipText"),
-    "demo-vit": (train_image, "DemoViT"),
-    "demo-dino": (train_image, "DemoDino"),
-    "demo-bert": (train_text, "DemoBert"),
-    "demo-random": (train_image, "DemoRandomVision"),
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # encoders this small lose more by waiting for threads than they gain
+
+ENCODERS = {  # run name: the script that records it, and its words
+    "demo-clip-image": (train_image, "--model", "DemoClipVision", "--seeds", "0", "1"),
+    "demo-clip-text": (train_text, "--model", "DemoClipText"),
+    "demo-vit": (train_image, "--model", "DemoViT"),
+    "demo-dino": (train_image, "--model", "DemoDino"),
+    "demo-bert": (train_text, "--model", "DemoBert"),
+    "demo-random": (train_image, "--model", "DemoRandomVision"),
 }
-CEILING = "demo-clip-image-seed1"  # the same encoder under another SAE seed: as alike as two runs get
-SOURCE, TEXTS, VISION_ONLY = "demo-clip-image", ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
+SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
+TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
+RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
+TRAINING = ["--lr", "0.005", "--workers", "1"]  # few steps, so large ones
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
 
@@ -45,20 +52,17 @@ def main(argv=None) -> list[Followed]:
     """Run the demo; returns the listed features."""
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--retrain", action="store_true", help="train the demo's encoders from scratch first")
-    parser.add_argument("--limit", type=positive, help="only so many of the 10,000 samples")
+    parser.add_argument("--limit", type=positive, default=7000, help="so many of the 10,000 samples")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     if arguments.retrain:
         from demo import train_encoders
 
         train_encoders.main([])
-    limit = ["--limit", str(arguments.limit)] if arguments.limit else []
-    for name, (stage, model) in ENCODERS.items():
-        call(stage, "--model", model, "--runname", name, "--overwrite", *limit)
-    call(train_image, "--model", "DemoClipVision", "--seed", "1", "--runname", CEILING, "--overwrite", *limit)
-
-    runs = [*ENCODERS, CEILING]
-    call(wmppc, "--source", *runs, "--target", *runs, "--plot", "imgs/demo-wmppc.png")
+    common = [*TRAINING, "--limit", str(arguments.limit), "--overwrite"]
+    for name, (stage, *words) in ENCODERS.items():
+        call(stage, *words, "--runname", name, *common)
+    call(wmppc, "--source", *RUNS, "--target", *RUNS, "--plot", "imgs/demo-wmppc.png")
     shared = call(comp_sharedness, "--source", SOURCE, "--min_group", *TEXTS, "--max_group", *VISION_ONLY)
     followed = follow(shared)
     print_followed(followed)

@@ -24,6 +24,9 @@ from torch import nn
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+# Numba's OpenMP threads and torch's spin while they wait, each set on the cores that the other one needs: a step
+# of a small SAE took ten times as long. These wait asleep.
+numba.config.THREADING_LAYER = "workqueue"
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
 BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 

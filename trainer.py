@@ -96,8 +96,7 @@ class LayerTrainer:
     def _sum_over_processes(self, *counts: Tensor):
         if torch.distributed.is_initialized():
             for tensor in (*(parameter.grad for parameter in self.sae.parameters()), *counts):
-                # a transposed view, as W_enc is kept, is reduced through the contiguous tensor below it
-                torch.distributed.all_reduce(tensor if tensor.is_contiguous() else tensor.T)
+                torch.distributed.all_reduce(tensor)
 
     def report(self) -> tuple[float, float, float]:
         """Mean loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""

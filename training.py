@@ -37,6 +37,7 @@ from trainer import RECIPES, LayerTrainer, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
+RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
 REPORT_EVERY = 20  # steps between looks at the loss: each look waits for the device
 CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
 
@@ -137,6 +138,7 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
 
 def start_processes(device: str | None) -> str:
     """Join the group that torchrun asks for, if it does; returns this process's device."""
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device is None and torch.cuda.is_available():
@@ -519,9 +521,8 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
     judged = torch.from_numpy(work.held_out if work.held_out.any() else ~work.held_out)
     own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
     done = restore_recording(work, qualities, history)
-    plan = [
-        rows for part in own[done:] for rows in part_plan(part, n_samples, work.jobs[0].settings.batch_size)
-    ]
+    size = max(work.jobs[0].settings.batch_size, RECORD_BATCH)
+    plan = [rows for part in own[done:] for rows in part_plan(part, n_samples, size)]
     blocks = [{layer: [] for layer in stream.layers} for _ in work.jobs]
     for batch in tqdm(stream.batches(plan), "record", len(plan), unit="batch", disable=process() > 0):
         items = judged[batch.rows].to(batch.mask.device)[batch.row_of_item]

@@ -118,6 +118,7 @@ class Dice:
         return [left.pop(self.pick(range(len(left)))) for _ in options]
 
 
+@functools.lru_cache(2 * N_DEMO)  # every encoder of the demo asks for the same rows
 def scene(row: int, seed: int = SEED) -> Scene:
     """The scene of a row: what it shows depends on the seed and the row alone."""
     dice = Dice(seed, row, 0)
@@ -149,6 +150,7 @@ def picture(row: int, seed: int = SEED) -> Image.Image:
     return Image.fromarray(pixels(row, seed))
 
 
+@functools.lru_cache(2 * N_DEMO)
 def pixels(row: int, seed: int = SEED) -> np.ndarray:
     """The picture of a row as bytes, [32, 32, 3]."""
     return draw(scene(row, seed))
@@ -217,6 +219,7 @@ def captions(row: int, seed: int = SEED) -> list[str]:
     return [caption.text for caption in described(row, seed)]
 
 
+@functools.lru_cache(2 * N_DEMO)
 def described(row: int, seed: int = SEED) -> list[Caption]:
     """The five captions of a row with their factors."""
     shown = scene(row, seed)

@@ -8,17 +8,5 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    [
-        "wrappedmodels",
-        "sae",
-        "data",
-        "features",
-        "correlation",
-        "training",
-        "activations",
-        "quality",
-        "trainer",
-    ],
-    "beartype.beartype",
-)
+MODULES = "wrappedmodels sae data features correlation scores comparison activations quality trainer training"
+install_import_hook(MODULES.split(), "beartype.beartype")

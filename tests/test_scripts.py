@@ -274,8 +274,9 @@ RANKS = [
         "quality",
         "sheets",
         "trainer",
+        "scores",
     },
-    {"training"},
+    {"training", "comparison"},
     {"train_image", "train_text", "wmppc", "comp_sharedness", "show"},
 ]
 

@@ -1,0 +1,58 @@
+"""What the README says is so: its tables are the code's, and its commands parse."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train_image
+import train_text
+import wrappedmodels
+from commandline import training_arguments
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line, comments=True)[2:]
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.startswith("uv run ")
+] + [shlex.split(code)[2:] for code in re.findall(r"`(uv run [a-z_/]+\.py [^`…]*)`", README)]
+SCRIPTS = [words for words in COMMANDS if words[0].endswith(".py") and "--help" not in words]
+
+
+def test_the_encoder_table_is_the_registrys(capsys):
+    wrappedmodels.main(["--markdown"])
+    assert capsys.readouterr().out.strip() in README
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch):
+    assert (REPOSITORY / words[0]).is_file()
+    name = words[0].removesuffix(".py")
+    monkeypatch.chdir(tmp_path)
+    if name in ("train_image", "train_text"):
+        encoders = train_image.ENCODERS if name == "train_image" else train_text.ENCODERS
+        arguments = training_arguments(words[1:], "", encoders, "", importlib.import_module("data").add_arguments)
+        assert arguments.model in encoders
+        row = encoders[arguments.model]
+        assert arguments.checkpoint is None or arguments.checkpoint in row.checkpoints
+    elif name in ("wmppc", "comp_sharedness", "show"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(name).main(words[1:])
+        assert "no run named" in capsys.readouterr().err
+
+
+def test_every_file_of_the_tree_is_there_and_every_file_is_in_the_tree():
+    tree = re.search(r"## What is here\n\n```\n(.*?)```", README, re.S)[1]
+    named = set(re.findall(r"^([\w/]+(?:\.py|/))", tree, re.M))
+    assert all((REPOSITORY / name).exists() for name in named)
+    assert {path.name for path in REPOSITORY.glob("*.py")} <= named
+
+
+def test_the_papers_encoders_are_all_in_the_readme():
+    for row in wrappedmodels.REGISTRY.values():
+        for checkpoint in row.checkpoints:
+            assert checkpoint in README
