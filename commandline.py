@@ -4,6 +4,7 @@ import argparse
 import functools
 import sys
 from argparse import ArgumentTypeError as UserError  # raised anywhere: one line on stderr, exit code 2
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +59,18 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def output(text: str) -> Path:
+    """An argument type: a file to write; its folder is made."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
+    if path.is_dir():
+        raise UserError(f"{text} is a folder: name a file in it")
+    return path
 
 
 def above_zero(text: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from commandline import Parser, UserError, positive, script
+from commandline import Parser, output, positive, script
 
 
 class Sharedness(NamedTuple):
@@ -62,18 +62,6 @@ def parse(argv):
     add("--show", action="store_true", help="make the sheets of the first features, as show.py does")
     add("--data_root", help="where the pictures for --show are now, if they have moved")
     return parser.parse_args(argv)
-
-
-def output(text: str) -> Path:
-    """An argument type: a file to write; its folder is made."""
-    path = Path(text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
-    if path.is_dir():
-        raise UserError(f"{text} is a folder: name a file in it")
-    return path
 
 
 def compare(source: Any, min_group: list[Any], max_group: list[Any], layer: int = -1) -> Sharedness:
@@ -206,14 +194,7 @@ def show(source: Any, shared: Sharedness, top: int, data_root: str | None):
     import data
     import sheets
 
-    settings = source.manifest["dataset"].get("source")
-    if not settings:
-        raise UserError(f"run {source.name!r} does not name its samples, so there is nothing to show")
-    pairs = data.open_pairs(**{**settings, **({"data_root": data_root} if data_root else {})})
-    if pairs.fingerprint != source.fingerprint:
-        raise UserError(
-            f"the data set of run {source.name!r} has changed since: name the old place with --data_root"
-        )
+    pairs = data.reopen(source, data_root)
     folder = Path("imgs") / source.name
     codes, chosen = source.load(shared.layer), shared.feature[:top].tolist()
     progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)

@@ -24,6 +24,7 @@ def main(argv=None):
 
     from tqdm import tqdm
 
+    import data
     import features
     import sheets
 
@@ -33,7 +34,7 @@ def main(argv=None):
     chosen = sheets.chosen_features(codes, arguments.features, arguments.top, AT_LEAST)
     if not chosen:
         raise UserError(f"no feature of {layer} is active on {AT_LEAST} samples: name some with --features")
-    pairs = open_pictures(run, arguments.data_root)
+    pairs = data.reopen(run, arguments.data_root)
     folder = arguments.out / run.name
     progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)
     files = sheets.save_sheets(run, layer, codes, chosen, pairs, folder, progress)
@@ -43,24 +44,6 @@ def main(argv=None):
         else "no sheets"
     )
     return files
-
-
-def open_pictures(run, data_root):
-    """The run's data set, opened again at its rows."""
-    import data
-
-    if "source" not in run.manifest["dataset"]:
-        raise UserError(f"run {run.name!r} does not name its samples, so there is nothing to show")
-    source = dict(run.manifest["dataset"]["source"])
-    if data_root:
-        source["data_root"] = data_root
-    pairs = data.open_pairs(**source)
-    if pairs.fingerprint != run.fingerprint:
-        raise UserError(
-            f"the data set of run {run.name!r} has changed since: {len(pairs)} samples now, {run.n_samples} then; "
-            "name the old place with --data_root"
-        )
-    return pairs
 
 
 if __name__ == "__main__":

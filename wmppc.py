@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from commandline import Parser, UserError, positive, script
+from commandline import Parser, UserError, output, positive, script
 
 METRICS = ("wmppc", "mppc", "hungarian", "cka", "mutual_knn")
 LABELS = {
@@ -63,18 +63,6 @@ def parse(argv):
         "--memory", type=positive, metavar="GIB", help="for runs held at once (default: half of what is free)"
     )
     return parser.parse_args(argv)
-
-
-def output(text: str) -> Path:
-    """An argument type: a file to write; its folder is made."""
-    path = Path(text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
-    if path.is_dir():
-        raise UserError(f"{text} is a folder: name a file in it")
-    return path
 
 
 def chosen_runs(words: list[str], features: Any) -> list[Any]:

@@ -25,7 +25,28 @@ from commandline import Parser, positive, script
 
 TARGET = 2.5
 CHECKPOINT, EXPANSION, TOP_K, BATCH = "ViT-B/32-quickgelu", 8, 32, 16
-WORDS = ["a", "man", "woman", "dog", "cat", "red", "old", "small", "street", "table", "on", "under", "beside", "rides", "holds", "eats", "with", "two", "near", "train"]
+WORDS = [
+    "a",
+    "man",
+    "woman",
+    "dog",
+    "cat",
+    "red",
+    "old",
+    "small",
+    "street",
+    "table",
+    "on",
+    "under",
+    "beside",
+    "rides",
+    "holds",
+    "eats",
+    "with",
+    "two",
+    "near",
+    "train",
+]
 
 
 @script

@@ -112,7 +112,7 @@ def test_an_existing_run_is_kept_unless_told_otherwise():
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "file.txt"
     features.write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), features.replacing(target) as temporary:
+    with pytest.raises(ZeroDivisionError), features.replacing(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         1 / 0  # noqa: B018
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
