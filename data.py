@@ -252,6 +252,20 @@ def open_pairs(
     return Pairs(opened.name, samples, opened.read, source, unreadable or [])
 
 
+def reopen(run: Any, data_root: str | None = None) -> Pairs:
+    """The data set of a recorded `features.Run` at its rows; `data_root` says where it is, if it has moved."""
+    source = run.manifest["dataset"].get("source")
+    if not source:
+        raise UserError(f"run {run.name!r} does not name its samples, so there is nothing to show")
+    pairs = open_pairs(**(source | ({"data_root": data_root} if data_root else {})))
+    if pairs.fingerprint != run.fingerprint:
+        raise UserError(
+            f"the data set of run {run.name!r} has changed since: {len(pairs)} samples now, {run.n_samples} then; "
+            "name the old place with --data_root"
+        )
+    return pairs
+
+
 def _checked(dataset: str, data_root: str | None, limit: int | None, caption: str) -> tuple[str, str]:
     """The data set's kind and, of hf:NAME, the name."""
     kind, _, location = dataset.partition(":")

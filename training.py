@@ -380,7 +380,8 @@ def report(progress: tqdm, trainers: Trainers, number: int) -> list:
                 f"{max(1, number - REPORT_EVERY + 1)} to {number}: lower --lr, or look at the data"
             )
     loss, fvu, dead = np.mean(reports, axis=0)
-    progress.set_postfix(loss=f"{loss / REPORT_EVERY:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
+    steps = (number - 1) % REPORT_EVERY + 1
+    progress.set_postfix(loss=f"{loss / steps:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
     return [number, reports]
 
 
