@@ -560,8 +560,8 @@ def test_a_broken_parquet_file_is_one_line(tmp_path, hub_cache):
 # ------------------------------------------------------------------------------------ the same data, any form
 
 
-def test_four_forms_of_the_same_pictures_are_the_same(tmp_path, hub_cache):
-    """Odd pictures among them; the order is alphabetical in none of the forms."""
+def test_four_forms_of_the_same_pictures_are_the_same(tmp_path, hub_cache, monkeypatch):
+    """Odd pictures among them; the order is alphabetical in none of the forms. Recorded, they are the same too."""
     odd = [(content, seen) for _, content, seen in picture_files.READABLE.values()]
     count = 50
     files = [odd[row] if row < len(odd) else picture_files.plain(24, 16 + row) for row in range(count)]
@@ -613,6 +613,20 @@ def test_four_forms_of_the_same_pictures_are_the_same(tmp_path, hub_cache):
             assert np.array_equal(np.asarray(pairs.image(row)), seen), (pairs.name, row)
     assert forms[0].fingerprint == forms[3].fingerprint
     assert [f"{name}.png" for name in forms[2].ids] == forms[0].ids
+
+    monkeypatch.chdir(tmp_path)
+    import train_image
+
+    recorded = []
+    for number, pairs in enumerate(forms):
+        words = ["--dataset", pairs.source["dataset"], "--layers", "-1", "--runname", f"form{number}"]
+        words += ["--data_root", pairs.source["data_root"]] if pairs.source["data_root"] else []
+        (run,) = train_image.main(words)
+        recorded.append(run.load("layer2").toarray())
+        assert [sample["caption"] for sample in run.samples()] == captions
+    assert np.count_nonzero(recorded[0]) > count
+    for other in recorded[1:]:
+        np.testing.assert_array_equal(other, recorded[0])
 
 
 # ----------------------------------------------------------------------------------------------------- sounds
