@@ -40,14 +40,32 @@ class Standardizer(NamedTuple):
     def __call__(self, tokens: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
         return (tokens - self.mean) / self.scale
 
-    @classmethod
-    def of(cls, tokens: Float[Tensor, "token d_in"], recipe: Recipe) -> "Standardizer":
-        """From a sample of tokens; the identity where the recipe takes activations as they are."""
+
+class Moments:
+    """The mean of a layer's tokens and their spread about it, batch by batch, in float64.
+
+    Merged as Chan, Golub and LeVeque do (1979), so that no batch is kept and a large mean cancels nothing.
+    """
+
+    def __init__(self):
+        self.count, self.mean, self.spread = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, tokens: Float[Tensor, "token d_in"]):
+        """Add a batch."""
+        x = tokens.double()
+        mean, total = x.mean(0), self.count + len(x)
+        away = mean - self.mean.to(x)
+        between = away.square().sum() * (self.count * len(x) / total)
+        self.spread = self.spread.to(x) + (x - mean).square().sum() + between
+        self.mean = self.mean.to(x) + away * (len(x) / total)
+        self.count = total
+
+    def standardizer(self, recipe: Recipe) -> Standardizer:
+        """From the tokens so far; the identity where the recipe takes activations as they are."""
+        mean = self.mean.float()
         if not recipe.standardized:
-            return cls(torch.zeros_like(tokens[0]), 1.0)
-        exact = tokens.double()
-        mean = exact.mean(0)
-        return cls(mean.to(tokens.dtype), float((exact - mean).square().mean().sqrt()) or 1.0)
+            return Standardizer(torch.zeros_like(mean), 1.0)
+        return Standardizer(mean, float((self.spread / (self.count * len(mean))).sqrt()) or 1.0)
 
 
 class LayerTrainer:

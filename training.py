@@ -33,7 +33,7 @@ import wrappedmodels
 from activations import Batch, Stream
 from quality import Quality, Scores
 from sae import TopKSAE
-from trainer import RECIPES, LayerTrainer, Standardizer
+from trainer import RECIPES, LayerTrainer, Moments, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
@@ -331,23 +331,20 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
 
 def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:
     """Each layer's standardiser from the first batches, and the mean number of tokens in a batch."""
-    layers = work.stream.layers
-    tokens: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    moments = {layer: Moments() for layer in work.stream.layers}
     first = plan[:STATISTICS_BATCHES]
     for batch in work.stream.batches(first):
         chosen = batch.real_tokens()
-        for layer in layers:
-            tokens[layer].append(batch.flat(layer, chosen))
-    found = {}
-    for layer in layers:
-        x = torch.cat(tokens.pop(layer))
-        if not x.isfinite().all():
+        for layer, found in moments.items():
+            found.add(batch.flat(layer, chosen))
+    for layer, found in moments.items():
+        if not found.spread.isfinite():
             raise UserError(
                 f"layer {layer} gives NaN or infinite activations within batches 1 to {len(first)}: "
                 "leave it out with --layers, or look at the encoder and its data"
             )
-        found[layer] = Standardizer.of(x, RECIPES[work.jobs[0].settings.recipe])
-    return found, len(x) / len(first)
+    recipe = RECIPES[work.jobs[0].settings.recipe]
+    return {layer: found.standardizer(recipe) for layer, found in moments.items()}, found.count / len(first)
 
 
 def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float) -> Trainers:

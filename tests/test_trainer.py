@@ -1,0 +1,45 @@
+"""One SAE in training: its standardiser, its learning rate."""
+
+import pytest
+import torch
+
+from sae import TopKSAE
+from trainer import RECIPES, LayerTrainer, Moments
+
+
+@pytest.mark.parametrize("batches", [1, 3, 10])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_standardised_tokens_have_mean_zero_and_mean_square_one(batches, offset):
+    x = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + offset
+    moments = Moments()
+    for part in x.tensor_split(batches):
+        moments.add(part)
+    mean, scale = moments.standardizer(RECIPES["ours"])
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-6, atol=1e-6)
+    assert scale == pytest.approx(float((exact - exact.mean(0)).square().mean().sqrt()), rel=1e-6)
+
+
+def test_the_originals_recipe_takes_activations_as_they_are():
+    moments = Moments()
+    moments.add(torch.ones(5, 3) * 7)
+    mean, scale = moments.standardizer(RECIPES["original"])
+    assert (mean.tolist(), scale) == ([0.0, 0.0, 0.0], 1.0)
+
+
+def test_tokens_that_are_all_the_same_are_only_centred():
+    moments = Moments()
+    moments.add(torch.ones(5, 3) * 7)
+    assert moments.standardizer(RECIPES["ours"]).scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"), [("ours", [0.2, 1, 1, 1, 0.5, 0.05]), ("original", [1, 1, 1, 1, 1, 1])]
+)
+def test_the_learning_rate_rises_stays_and_falls(recipe, expected):
+    trainer = LayerTrainer(TopKSAE(4, 8, 2), RECIPES[recipe], 100, 1000.0, None, "float32")
+    factors = []
+    for step in (0, 4, 50, 80, 90, 99):
+        trainer.steps_done = step
+        factors.append(trainer.schedule())
+    assert factors == pytest.approx(expected, abs=0.06)
