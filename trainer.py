@@ -98,7 +98,7 @@ class LayerTrainer:
         """One Adam step; nothing here waits for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.schedule()
-        dead = self.since_fired > self.dead_after if self.recipe.auxk else None
+        dead = self.dead() if self.recipe.auxk else None
         done = self.sae.step_gradients(z, dead, precision=self.precision)
         n_tokens = torch.full_like(done.fired[:1], len(z))
         self._sum_over_processes(done.fired, n_tokens)
@@ -117,7 +117,7 @@ class LayerTrainer:
                 torch.distributed.all_reduce(tensor)
 
     def report(self) -> tuple[float, float, float]:
-        """Mean loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""
+        """Summed loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""
         loss, error, squares = self.report_sums.tolist()  # z is centred: its squares are its variance
         self.report_sums.zero_()
         return loss, error / squares if squares else math.nan, float(self.dead().float().mean())

@@ -197,13 +197,12 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         "processes": processes(),
         "runs": {name: settings._asdict() for name, settings in variants.items()},
     }
-    folders = {name: features.run_path(name) for name in variants}
     if process() == 0:
         for name in variants:
             features.start_run(name, arguments.overwrite)
     wait_for_all()
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
-    jobs = [Job(folders[name], settings) for name, settings in variants.items()]
+    jobs = [Job(features.run_path(name), settings) for name, settings in variants.items()]
     held_out = held_out_rows(len(pairs), base.seed)
     work = Work(stream, jobs, held_out, identity, given, arguments.checkpoint_every, started)
     if process() == 0:
@@ -309,7 +308,7 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
         if number % REPORT_EVERY == 0 or number == len(plan):
             history.append(report(progress, trainers, number))
         if process() == 0 and clock.is_due():
-            with clock.pause():
+            with clock:
                 save_training(work, trainers, history, number)
     return save_saes(work, trainers, standard), history
 
@@ -460,7 +459,10 @@ def take_given(work: Work) -> dict[int, TopKSAE]:
 
 
 class Clock:
-    """Says when a checkpoint is due: every so many seconds, and seldom enough to cost little."""
+    """Says when a checkpoint is due: every so many seconds, and seldom enough to cost little.
+
+    As a context it takes the time of a checkpoint, which sets when the next one is due.
+    """
 
     def __init__(self, every: float):
         self.every, self.last = every, time.monotonic()
@@ -468,10 +470,6 @@ class Clock:
     def is_due(self) -> bool:
         """Whether it is time."""
         return time.monotonic() - self.last >= self.every
-
-    def pause(self):
-        """A context whose length sets the time to the next checkpoint."""
-        return self
 
     def __enter__(self):
         self.began = time.monotonic()
