@@ -138,13 +138,26 @@ def shuffled_rows(run: features.Run) -> np.ndarray:
     return np.random.default_rng(FLOOR_SEED).permutation(run.n_samples)
 
 
-def shuffled_blocks(run: features.Run, layer: str) -> Iterator[Any]:
-    """All blocks of a layer that does not fit, from the middle on, each with its rows in a random order."""
-    rng = np.random.default_rng(FLOOR_SEED)
-    half = run.n_samples // next(iter(run.blocks(layer))).shape[0] // 2
-    halves = itertools.islice(run.blocks(layer), half, None), itertools.islice(run.blocks(layer), half)
-    for block in itertools.chain(*halves):
-        yield block[rng.permutation(block.shape[0])]
+def shuffled_blocks(run: features.Run, layer: str, rows: slice = slice(None)) -> Iterator[Any]:
+    """`rows` of a layer in another order: block by block from the middle on, each with its rows permuted."""
+    import scipy.sparse
+
+    first, last, _ = rows.indices(run.n_samples)
+    starts = np.arange(0, run.n_samples, features.PART_ROWS)
+    seen = 0
+    for number in np.roll(np.arange(len(starts)), len(starts) // 2):
+        block = slice(starts[number], min(starts[number] + features.PART_ROWS, run.n_samples))
+        order = np.random.default_rng([FLOOR_SEED, number]).permutation(block.stop - block.start)
+        inside = order[max(first - seen, 0) : max(last - seen, 0)]
+        if len(inside):
+            yield scipy.sparse.vstack(list(run.blocks(layer, block)), format="csr")[inside]
+        seen += len(order)
+
+
+def own_rows(n_samples: int) -> slice:
+    """This process's share of the rows."""
+    rank, world = team()
+    return slice(n_samples * rank // world, n_samples * (rank + 1) // world)
 
 
 # ---------------------------------------------------------------------------------------------- correlating
@@ -156,12 +169,12 @@ def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
         rows = shuffled_rows(cell.source) if cell.shuffled else None
         sides = reader.codes(*cell[:2]), reader.codes(*cell[2:4])
         return correlation.max_correlations(*sides, permutation=rows)
-    blocks = shuffled_blocks if cell.shuffled else features.Run.blocks
+    blocks, rows = shuffled_blocks if cell.shuffled else features.Run.blocks, own_rows(cell.source.n_samples)
     return correlation.streamed_maxima(
-        lambda: cell.source.blocks(cell.source_layer),
-        lambda: blocks(cell.target, cell.target_layer),
+        lambda: cell.source.blocks(cell.source_layer, rows),
+        lambda: blocks(cell.target, cell.target_layer, rows),
         reader.memory // 2,
-        *team(),
+        team().rank,
         add_up,
     )
 

@@ -12,12 +12,13 @@ read too, so that old recordings can be compared.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,16 +64,22 @@ class Run(NamedTuple):
         """The number of latents of a layer's SAE."""
         return next(self.blocks(layer)).shape[1]
 
-    def blocks(self, layer: str) -> Iterator[Any]:
-        """Yield the layer's features as scipy csr_array float32 blocks [rows, d_sae], in row order."""
-        reader = _original_blocks if self.manifest["format_version"] == 0 else _part_blocks
-        rows = 0
-        for block in reader(self.path, layer):
-            rows += block.shape[0]
-            yield block
-        if rows != self.n_samples:
+    def blocks(self, layer: str, rows: slice = slice(None)) -> Iterator[Any]:
+        """Yield the layer's features as scipy csr_array float32 blocks [rows, d_sae], in row order.
+
+        Of `rows` only, if they are given: files that hold none of them are not read.
+        """
+        first, last, _ = rows.indices(self.n_samples)
+        parts = _original_parts if self.manifest["format_version"] == 0 else _parts
+        start = 0
+        for count, read in parts(self.path, layer):
+            inside = slice(max(first - start, 0), min(last - start, count))
+            if inside.start < inside.stop:
+                yield read() if inside == slice(0, count) else read()[inside]
+            start += count
+        if start != self.n_samples:
             raise UserError(
-                f"run {self.name!r} is damaged: {layer} holds {rows} rows and the manifest says "
+                f"run {self.name!r} is damaged: {layer} holds {start} rows and the manifest says "
                 f"{self.n_samples}; record it again with --overwrite"
             )
 
@@ -155,17 +162,32 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _part_blocks(path: Path, layer: str) -> Iterator[Any]:
+def _parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """The number of rows of each part file, and how to read it."""
+    for part in sorted((path / layer).glob("features-*.npz")):
+        yield _from_part(part, _n_rows), functools.partial(_from_part, part, _read_part)
+
+
+def _n_rows(part: Path) -> int:
+    with np.load(part) as arrays:
+        return int(arrays["shape"][0])
+
+
+def _read_part(part: Path) -> Any:
+    import scipy.sparse
+
+    return scipy.sparse.csr_array(scipy.sparse.load_npz(part))
+
+
+def _from_part(part: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` finds in a part file; a damaged one is named."""
     import zipfile
     import zlib
 
-    import scipy.sparse
-
-    for part in sorted((path / layer).glob("features-*.npz")):
-        try:
-            yield scipy.sparse.csr_array(scipy.sparse.load_npz(part))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
+    try:
+        return read(part)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
 
 
 # ------------------------------------------------------------------------------ runs of the original code
@@ -207,11 +229,12 @@ def _original_manifest(path: Path) -> dict[str, Any]:
     }
 
 
-def _original_blocks(path: Path, layer: str) -> Iterator[Any]:
+def _original_parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """As `_parts`, of a tensor of the original, PART_ROWS at a time."""
     import scipy.sparse
 
     for block in _original_tensor(path, layer).split(PART_ROWS):
-        yield scipy.sparse.csr_array(block.float().numpy())
+        yield len(block), lambda block=block: scipy.sparse.csr_array(block.float().numpy())
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -83,14 +83,11 @@ def measure_pair(arguments) -> dict[str, bool]:
             times[name].append(seconds(run, *(codes if name == "engine" else dense)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     plain = min(medians["numpy"], medians["torch"]) * scale
-    agreement = agrees(dense)
     ratio = plain / medians["engine"]
     print(f"engine {spread(times['engine'])}, {gib:.2f} GiB with both layers, loaded in {loading:.2f} s")
     for name in ("numpy", "torch"):
         print(f"plain formula in {name}: {medians[name] * scale:.1f} s, scaled from {len(dense[0])} rows")
-    print(
-        f"{ratio:.0f} times faster; largest difference from the plain formula {agreement:.1e} (its float32)"
-    )
+    print(f"{ratio:.0f} times faster; largest difference from float64 {error(dense):.1e}")
     return {
         f"one pair at least {TIMES_FASTER} times faster than the plain formula: {ratio:.0f}": ratio
         >= TIMES_FASTER,
@@ -134,6 +131,7 @@ def measure_relu(arguments) -> dict[str, bool]:
         print(
             f"plain formula in {name}: {spread(times[name])}, {medians[name] / medians['engine']:.2f} times"
         )
+    print(f"largest difference from float64 {error(dense):.1e}")
     print(f"beside the layers: engine {gib['engine']:.2f} GiB, plain formula {gib['plain']:.2f} GiB")
     print(f"at {arguments.rows} rows: engine the same, plain formula {whole:.1f} GiB (computed)")
     ratio = min(medians["numpy"], medians["torch"]) / medians["engine"]
@@ -201,9 +199,11 @@ def plain_gib(rows: int, d_sae: int) -> float:
     return (2 * rows * d_sae + d_sae**2) * 4 / 2**30
 
 
-def agrees(dense: list[np.ndarray]) -> float:
+def error(dense: list[np.ndarray], features: int = 256) -> float:
+    """The engine's largest difference from the plain formula in float64, over some of the source's features."""
     found = max_correlations(*(scipy.sparse.csr_array(side) for side in dense))[0].rho
-    return float(np.abs(found - plain_numpy(*dense)).max())
+    exact = plain_numpy(dense[0][:, :features].astype(np.float64), dense[1].astype(np.float64))
+    return float(np.abs(found[:features] - exact).max())
 
 
 # -------------------------------------------------------------------------------------------- the codes

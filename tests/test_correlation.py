@@ -273,6 +273,74 @@ def test_dense_maxima_are_searched_in_float32_and_worked_out_in_float64(kind, ma
     np.testing.assert_allclose(expected[backward.match, np.arange(30)], expected.max(0), atol=1e-6)
 
 
+@pytest.fixture
+def byte_search(monkeypatch):
+    """Search dense codes by 8-bit products, however small they are; returns the searches that were made."""
+    made = []
+    candidates = correlation.Search.candidates
+    monkeypatch.setattr(correlation.Search, "candidates", lambda self: made.append(self) or candidates(self))
+    monkeypatch.setattr(correlation, "BYTE_WORTH", 0)
+    monkeypatch.setattr(
+        correlation, "_multiplies_bytes", lambda: True
+    )  # elsewhere torch is slow, and as exact
+    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: True)
+    monkeypatch.setattr(correlation, "BYTE_ROWS", 256)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_maxima_are_searched_with_bytes_and_worked_out_in_float64(kind, byte_search):
+    x, y = data(kind)
+    y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
+    expected = oracle(x, y)
+    forward, backward = max_correlations(*map(scipy.sparse.csr_array, (x, y)))
+    assert isinstance(byte_search[0], correlation.ByteSearch)
+    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
+    np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-6)
+    np.testing.assert_allclose(expected[backward.match, np.arange(30)], expected.max(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense", "large_mean", "two_values"])
+def test_bytes_err_by_less_than_their_bound_and_by_more_than_a_fiftieth_of_it(kind, byte_search):
+    """The bound is of nine standard deviations at most, and over 1,200 pairs about three and a half are reached."""
+    x, y = (np.geomspace(1e-9, 1e9, side.shape[1], dtype=np.float32) * side for side in data(kind))
+    max_correlations(*map(scipy.sparse.csr_array, (x, y)))
+    search = byte_search[0]
+    terms, r = search.terms(), np.empty((40, 30))
+    for i in range(40):
+        correlation._rough(i, search.products, terms, r[i])
+    bound = terms.error[:, None] + terms.growth[:, None] * terms.other_error
+    share = np.abs(r - oracle(x, y)) / bound
+    assert 1 / 50 < share.max() < 1
+
+
+def test_a_feature_whose_range_is_huge_is_left_to_a_finer_search(byte_search, monkeypatch):
+    monkeypatch.setattr(correlation, "MANY_CANDIDATES", 8)
+    x, y = data("dense")
+    x[3], y[4] = 1000, 1000  # one outlier of every feature: bytes tell the rest no longer apart
+    expected = oracle(x, y)
+    forward, _ = max_correlations(*map(scipy.sparse.csr_array, (x, y)))
+    kinds = [type(search).__name__ for search in byte_search]
+    assert kinds == ["ByteSearch", "FloatSearch"]
+    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
+
+
+def test_bytes_of_zeros_are_exact_and_others_are_right_on_average():
+    rows = np.zeros((20_000, 2), np.float32)
+    rows[:, 0], rows[7, 1] = 0.3, 1
+    csr = scipy.sparse.csr_array(rows)
+    steps, offsets, chunk = np.array([1.0, 0.25]), np.array([3, -2]), np.empty(rows.shape, np.int8)
+    parts = csr.indptr, csr.indices, csr.data
+    correlation._as_bytes(0, 20_000, 0, parts, steps, offsets, np.uint64(5), chunk)
+    assert set(chunk[:, 0]) == {-3, -2}
+    assert chunk[:, 0].mean() + 3 == pytest.approx(0.3, abs=0.015)  # 4.6 standard deviations
+    assert chunk[7, 1] == 6
+    assert set(np.delete(chunk[:, 1], 7)) == {2}
+    rounded = chunk[:, 0] == -2
+    assert np.mean(rounded[1:] & rounded[:-1]) == pytest.approx(0.09, abs=0.01)  # rows are independent
+
+
 def test_small_sparse_blocks_are_joined_in_order(monkeypatch):
     monkeypatch.setattr(correlation, "JOINED_ENTRIES", 10)
     rows = scipy.sparse.csr_array(np.arange(1.0, 9)[:, None])

@@ -34,6 +34,19 @@ def test_what_is_recorded_is_read_back_in_row_order_over_many_parts():
     assert run.load("layer0").dtype == np.float32
 
 
+@pytest.mark.parametrize("rows", [(0, 25), (3, 9), (4, 8), (11, 11), (24, 25), (20, 99)])
+def test_some_rows_are_read_from_the_files_that_hold_them(rows, monkeypatch):
+    x = codes(n_samples=25)
+    run = make_run("clip", {"layer0": x}, part_rows=4)
+    read, opened = features._read_part, []
+    monkeypatch.setattr(features, "_read_part", lambda part: opened.append(part.name) or read(part))
+    blocks = [block.toarray() for block in run.blocks("layer0", slice(*rows))]
+    np.testing.assert_array_equal(np.vstack([np.empty((0, 6)), *blocks]), x[slice(*rows)])
+    first, last = rows[0], min(rows[1], 25)
+    numbers = range(first // 4, -(-last // 4)) if first < last else ()
+    assert opened == [f"features-{number:05d}.npz" for number in numbers]
+
+
 def test_eleven_parts_and_more_keep_their_order():
     x = codes(n_samples=12)
     run = make_run("clip", {"layer0": x}, part_rows=1)

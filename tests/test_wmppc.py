@@ -243,6 +243,23 @@ def test_a_run_larger_than_the_memory_is_streamed_to_the_same_scores(monkeypatch
         assert (one.live, one.features) == (other.live, other.features)
 
 
+def test_a_floors_rows_are_all_rows_once_however_they_are_shared_out(monkeypatch):
+    monkeypatch.setattr(features, "PART_ROWS", 16)
+    rows = np.arange(1, 101, dtype=np.float32)[:, None]
+    run = make_run("A", {"layer0": rows}, part_rows=7)
+    whole = np.vstack([block.toarray() for block in comparison.shuffled_blocks(run, "layer0")]).ravel()
+    assert sorted(whole) == rows.ravel().tolist()
+    assert abs(np.corrcoef(whole, rows.ravel())[0, 1]) < 0.6  # the two halves have changed places
+    assert (whole[1:] == whole[:-1] + 1).mean() < 0.1
+    shares = [(0, 33), (33, 66), (66, 100)]
+    found = [
+        block.toarray()
+        for share in shares
+        for block in comparison.shuffled_blocks(run, "layer0", slice(*share))
+    ]
+    np.testing.assert_array_equal(np.vstack(found).ravel(), whole)
+
+
 TWICE = """
 import sys, comparison, correlation, wmppc
 comparison.read_kept = lambda source, target: None
