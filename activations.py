@@ -1,9 +1,16 @@
-"""Batches of hooked activations: items decoded in DataLoader workers, one encoder forward for all layers."""
+"""Batches of hooked activations: items decoded in DataLoader workers, one encoder forward for all layers.
 
+What a training run will record of its rows is kept on the way (`RecordedTokens`), so that no row is encoded twice.
+"""
+
+import errno
+import os
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,6 +33,16 @@ class Batch(NamedTuple):
         """The flat positions of the tokens that are neither padding nor registers, of all or some items."""
         mask = self.mask if items is None else self.mask & items[:, None]
         return mask.flatten().nonzero().squeeze(1)
+
+    def recorded_tokens(self) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"]]:
+        """The flat positions of the tokens that are recorded, and the position in `rows` that each belongs to."""
+        chosen = self.pool.flatten().nonzero().squeeze(1)
+        return chosen, self.row_of_item.repeat_interleave(self.pool.shape[1])[chosen]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the activations."""
+        return sum(tokens.nbytes for tokens in self.layers.values())
 
 
 class Stream:
@@ -76,3 +93,58 @@ class _Examples(torch.utils.data.Dataset):
         counts = torch.tensor([len(items) for _, items in samples])
         row_of_item = torch.arange(len(rows)).repeat_interleave(counts)
         return rows, row_of_item, self.collate_items([item for _, items in samples for item in items])
+
+
+class RecordedTokens:
+    """The one recorded token of each row at every layer, in a file; rows that record several tokens are left out.
+
+    A row's vectors lie together, float32 [layer, d_in], and after those of all rows a byte a row says which are
+    there. Processes of one machine may share the file. It is a convenience: where the disk gets full, it goes.
+    """
+
+    def __init__(self, file: Path, n_rows: int, widths: dict[int, int]):
+        self.file, self.n_rows, self.widths = file, n_rows, widths
+        self.row_bytes = 4 * sum(widths.values())
+        self.open = os.open(file, os.O_RDWR | os.O_CREAT)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file with every row."""
+        return self.n_rows * (self.row_bytes + 1)
+
+    def write(self, batch: Batch):
+        """Keep what a batch's rows record."""
+        chosen, rows = batch.recorded_tokens()
+        alone = torch.bincount(rows, minlength=len(batch.rows))[rows] == 1
+        vectors = torch.cat([batch.flat(layer, chosen[alone]) for layer in self.widths], dim=1).cpu().numpy()
+        try:
+            for position, vector in zip(rows[alone].tolist(), vectors, strict=True):
+                self._write(vector.tobytes(), batch.rows[position] * self.row_bytes)
+                self._write(b"\1", self.n_rows * self.row_bytes + batch.rows[position])
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.ftruncate(self.open, 0)
+
+    def _write(self, content: bytes, where: int):
+        if os.pwrite(self.open, content, where) < len(content):  # what a disk does that gets full in between
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file)
+
+    def present(self) -> Bool[np.ndarray, " row"]:
+        """Which rows are there."""
+        found = os.pread(self.open, self.n_rows, self.n_rows * self.row_bytes)
+        return np.frombuffer(found.ljust(self.n_rows, b"\0"), dtype=bool)
+
+    def read(self, rows: list[int]) -> dict[int, Float[Tensor, "row d_in"]]:
+        """The recorded tokens of rows that are there, by layer."""
+        found = b"".join(os.pread(self.open, self.row_bytes, row * self.row_bytes) for row in rows)
+        vectors = torch.frombuffer(bytearray(found), dtype=torch.float32).view(len(rows), -1)
+        return dict(zip(self.widths, vectors.split(list(self.widths.values()), dim=1), strict=True))
+
+    def sync(self):
+        """Return when all that was written would outlast a power cut."""
+        os.fsync(self.open)
+
+    def close(self):
+        """Close the file."""
+        os.close(self.open)

@@ -27,7 +27,7 @@ import numpy as np
 FORMAT_VERSION = 1
 ROOT = Path("sae_features")
 PART_ROWS = 4096  # rows in one features-*.npz: what a killed recording has to do again at most
-MANIFEST = "run.json"
+MANIFEST, UNFINISHED = "run.json", "unfinished.json"
 
 
 class Run(NamedTuple):
@@ -289,6 +289,22 @@ def write_part(path: Path, layer: str, number: int, features):
     features.sort_indices()
     with replacing(path / layer / f"features-{number:05d}.npz") as temporary:
         scipy.sparse.save_npz(temporary, features.astype(np.float32), compressed=False)
+
+
+def mark_unfinished(path: Path, command: dict[str, Any] | None):
+    """Say which command a run folder is unfinished of; with None, that it is finished."""
+    if command is None:
+        (path / UNFINISHED).unlink(missing_ok=True)
+    else:
+        write_text(path / UNFINISHED, json.dumps(command) + "\n")
+
+
+def read_unfinished(path: Path) -> dict[str, Any] | None:
+    """The command that a run folder is unfinished of, as `mark_unfinished` wrote it, or None."""
+    try:
+        return json.loads((path / UNFINISHED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):

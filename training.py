@@ -1,5 +1,8 @@
 """Fit SAEs on an encoder's hooked activations, every layer from one forward pass, then record all features.
 
+Training keeps what it sees of the tokens that are recorded, so that recording encodes only the rows that it did
+not see, and those that record several tokens.
+
 Under `torchrun` each process trains on its share of every batch (gradients are summed, so all keep the same SAEs)
 and records its share of the part files.
 """
@@ -7,6 +10,7 @@ and records its share of the part files.
 import argparse
 import errno
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -23,21 +27,25 @@ import numpy as np
 import scipy.sparse
 import torch
 import torch.distributed
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 import data
 import features
 import wrappedmodels
-from activations import Batch, Stream
+from activations import Batch, RecordedTokens, Stream
 from quality import Quality, Scores
 from sae import TopKSAE
 from trainer import RECIPES, LayerTrainer, Moments, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
+HELD_BYTES = (
+    1 << 30
+)  # of those batches' activations that are held, to be trained on without encoding them again
 HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
 RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
+RECORD_TOKENS = 1024  # kept tokens that are encoded by an SAE at once
 REPORT_EVERY = 20  # steps between looks at the loss: each look waits for the device
 CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
 
@@ -81,6 +89,10 @@ class Work(NamedTuple):
     checkpoint_every: float  # seconds
     started: float
 
+    def judged(self) -> Bool[np.ndarray, " sample"]:
+        """The samples that scores are of: those held out, or all where there are too few to hold any out."""
+        return self.held_out if self.held_out.any() else ~self.held_out
+
     def fit_state(self) -> Path:
         """Where the training of all jobs is kept while it lasts."""
         return self.jobs[0].folder / "unfinished-training.safetensors"
@@ -88,6 +100,10 @@ class Work(NamedTuple):
     def record_state(self, process: int) -> Path:
         """Where a process keeps how far its recording is."""
         return self.jobs[0].folder / f"unfinished-recording-{process}.safetensors"
+
+    def tokens_file(self) -> Path:
+        """Where training keeps what is to be recorded (`RecordedTokens`)."""
+        return self.jobs[0].folder / "unfinished-tokens.bin"
 
 
 def run(arguments: argparse.Namespace) -> list[features.Run]:
@@ -128,6 +144,7 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
     runs = [
         finish(work, number, saes[number], scores[number], history, cost) for number in range(len(work.jobs))
     ]
+    forget_unfinished(work)
     for recorded in runs:
         print(table(recorded))
     return runs
@@ -197,16 +214,12 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         "processes": processes(),
         "runs": {name: settings._asdict() for name, settings in variants.items()},
     }
-    if process() == 0:
-        for name in variants:
-            features.start_run(name, arguments.overwrite)
-    wait_for_all()
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
     jobs = [Job(features.run_path(name), settings) for name, settings in variants.items()]
     held_out = held_out_rows(len(pairs), base.seed)
     work = Work(stream, jobs, held_out, identity, given, arguments.checkpoint_every, started)
     if process() == 0:
-        work = work._replace(started=started - find_unfinished(work, arguments.overwrite))
+        work = work._replace(started=started - open_folders(work, arguments.overwrite))
     wait_for_all()
     return work
 
@@ -236,28 +249,43 @@ def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
     return f"{name}_{pairs.name}"
 
 
-def find_unfinished(work: Work, overwrite: bool) -> float:
-    """The seconds that this very command had run before it was cut short; another's unfinished work is refused."""
-    for file in (work.fit_state(), work.record_state(0)):
-        if state := features.read_state(file):
-            difference = first_difference(state[0]["identity"], work.identity)
-            if difference is None:
-                return state[0]["seconds"]
-            if not overwrite:
-                raise UserError(
-                    f"{work.jobs[0].folder} holds an unfinished run of another command ({difference}): give that "
-                    "command again to finish it, add --overwrite to drop it, or choose another --runname"
-                )
-    for job in work.jobs:
-        shutil.rmtree(job.folder)
-        job.folder.mkdir()
+def open_folders(work: Work, overwrite: bool) -> float:
+    """Make the run folders, or find those of this very command when it was cut short; returns the seconds it had run.
+
+    A whole run and another command's unfinished one are refused, unless they are to be overwritten.
+    """
+    folders = [job.folder for job in work.jobs]
+    marks = {folder: features.read_unfinished(folder) for folder in folders}
+    if all(mark == work.identity for mark in marks.values()):
+        states = [features.read_state(file) for file in (work.record_state(0), work.fit_state())]
+        return next((state[0]["seconds"] for state in states if state), 0.0)
+    for folder in folders:
+        features.start_run(folder.name, overwrite)
+        difference = first_difference(marks[folder] or work.identity, work.identity)
+        if difference and not overwrite:
+            raise UserError(
+                f"{folder} holds an unfinished run of another command ({difference}): give that command again to "
+                "finish it, add --overwrite to drop it, or choose another --runname"
+            )
+    for folder in folders:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        features.mark_unfinished(folder, work.identity)
     return 0.0
+
+
+def forget_unfinished(work: Work):
+    """Remove what only an unfinished command needs, the marks last."""
+    for file in work.jobs[0].folder.glob("unfinished-*"):
+        file.unlink()
+    for job in work.jobs:
+        features.mark_unfinished(job.folder, None)
 
 
 def state_header(work: Work, done: int, history: list) -> dict[str, Any]:
     """What every state file says of itself."""
     seconds = time.monotonic() - work.started
-    return {"identity": work.identity, "seconds": seconds, "done": done, "history": history}
+    return {"seconds": seconds, "done": done, "history": history}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:
@@ -285,32 +313,53 @@ Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
-    stream = work.stream
     if state := features.read_state(work.record_state(0)):
         return [load_saes(work, layer_folders(job)) for job in work.jobs], state[0]["history"]
     if work.given:
         return [take_given(work)], []
     plan = training_plan(work.held_out, work.jobs[0].settings)
-    standard, batch_tokens = standardizers(work, plan)
+    standard, batch_tokens, seen = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)
     history, done = restore(work, trainers)
-    shares = [rows[process() :: processes()] for rows in plan[done:]]
+    kept, first_epoch = keep_tokens(work, standard), len(plan) // work.jobs[0].settings.epochs
     clock = Clock(work.checkpoint_every)
-    progress = tqdm(
-        stream.batches(shares), "train", len(plan), initial=done, unit="batch", disable=process() > 0
-    )
+    batches = itertools.chain(seen[done:], work.stream.batches(shares(plan[max(done, len(seen)) :])))
+    progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=process() > 0)
     for number, batch in enumerate(progress, done + 1):
-        chosen = batch.real_tokens()
-        for layer in stream.layers:
-            z = standard[layer](batch.flat(layer, chosen))
-            for job in range(len(work.jobs)):
-                trainers[job, layer].step(z)
+        if kept and number <= first_epoch:
+            kept.write(batch)
+        train_on(batch, standard, trainers)
         if number % REPORT_EVERY == 0 or number == len(plan):
             history.append(report(progress, trainers, number))
         if process() == 0 and clock.is_due():
             with clock:
-                save_training(work, trainers, history, number)
+                save_training(work, trainers, history, number, kept)
+    if kept:
+        kept.close()
     return save_saes(work, trainers, standard), history
+
+
+def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers):
+    """A step of every trainer on its layer's tokens."""
+    chosen, z = batch.real_tokens(), {}
+    for (_, layer), trainer in trainers.items():
+        if layer not in z:
+            z[layer] = standard[layer](batch.flat(layer, chosen))
+        trainer.step(z[layer])
+
+
+def shares(plan: list[list[int]]) -> list[list[int]]:
+    """This process's part of every batch."""
+    return [rows[process() :: processes()] for rows in plan]
+
+
+def keep_tokens(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens | None:
+    """Where training keeps what is to be recorded; None where the disk has no room, or machines share no file."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", processes())) < processes():
+        return None
+    widths = {layer: len(standard[layer].mean) for layer in work.stream.layers}
+    kept = RecordedTokens(work.tokens_file(), len(work.held_out), widths)
+    return kept if shutil.disk_usage(work.jobs[0].folder).free > 2 * kept.nbytes else None
 
 
 def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> list[list[int]]:
@@ -328,14 +377,20 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
     return [batch for batch in plan if len(batch) >= processes()]
 
 
-def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:
-    """Each layer's standardiser from the first batches, and the mean number of tokens in a batch."""
-    moments = {layer: Moments() for layer in work.stream.layers}
-    first = plan[:STATISTICS_BATCHES]
+def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float, list[Batch]]:
+    """Each layer's standardiser from the first batches, the mean number of tokens in a batch, and the first batches.
+
+    Of those, as many are returned as may be held, and none where a process trains on a part of a batch only.
+    """
+    moments, seen = {layer: Moments() for layer in work.stream.layers}, []
+    first, room = plan[:STATISTICS_BATCHES], HELD_BYTES if processes() == 1 else 0
     for batch in work.stream.batches(first):
         chosen = batch.real_tokens()
         for layer, found in moments.items():
             found.add(batch.flat(layer, chosen))
+        room -= batch.nbytes
+        if room >= 0:
+            seen.append(batch)
     for layer, found in moments.items():
         if not found.spread.isfinite():
             raise UserError(
@@ -343,7 +398,8 @@ def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standard
                 "leave it out with --layers, or look at the encoder and its data"
             )
     recipe = RECIPES[work.jobs[0].settings.recipe]
-    return {layer: found.standardizer(recipe) for layer, found in moments.items()}, found.count / len(first)
+    standard = {layer: found.standardizer(recipe) for layer, found in moments.items()}
+    return standard, found.count / len(first), seen
 
 
 def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float) -> Trainers:
@@ -479,8 +535,10 @@ class Clock:
         self.every = max(self.every, (self.last - self.began) / CHECKPOINT_SHARE)
 
 
-def save_training(work: Work, trainers: Trainers, history: list, done: int):
-    """Keep the state of every trainer after `done` steps."""
+def save_training(work: Work, trainers: Trainers, history: list, done: int, kept: RecordedTokens | None):
+    """Keep the state of every trainer after `done` steps, once what these steps kept is safe."""
+    if kept:
+        kept.sync()
     tensors = {
         f"{job}.{layer}.{name}": tensor
         for (job, layer), trainer in trainers.items()
@@ -510,36 +568,70 @@ Qualities = list[dict[int, Quality]]  # by job number, then layer
 
 def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[dict[int, Scores]]:
     """Write every sample's features in row order; returns each job's scores by layer on the held-out samples."""
-    stream, n_samples = work.stream, len(work.stream.pairs)
+    n_samples = len(work.stream.pairs)
     qualities = [
         {layer: Quality(sae.b_dec.detach(), sae.d_sae) for layer, sae in one.items()} for one in saes
     ]
-    judged = torch.from_numpy(work.held_out if work.held_out.any() else ~work.held_out)
-    own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
     done = restore_recording(work, qualities, history)
-    size = max(work.jobs[0].settings.batch_size, RECORD_BATCH)
-    plan = [rows for part in own[done:] for rows in part_plan(part, n_samples, size)]
-    blocks = [{layer: [] for layer in stream.layers} for _ in work.jobs]
-    for batch in tqdm(stream.batches(plan), "record", len(plan), unit="batch", disable=process() > 0):
-        items = judged[batch.rows].to(batch.mask.device)[batch.row_of_item]
-        record_batch(work, batch, batch.real_tokens(items), saes, qualities, blocks)
-        last = batch.rows[-1]
-        if (last + 1) % features.PART_ROWS == 0 or last + 1 == n_samples:
-            write_parts(work, blocks, last // features.PART_ROWS)
-            done += 1
-            save_recording(work, qualities, history, done)
+    own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
+    kept = None
+    if work.tokens_file().exists():
+        kept = RecordedTokens(
+            work.tokens_file(), n_samples, {layer: sae.d_in for layer, sae in saes[0].items()}
+        )
+    present = kept.present() & ~work.judged() if kept else np.zeros(n_samples, dtype=bool)
+    plans = plan_parts(work, own[done:], present)
+    batches = work.stream.batches([rows for plan in plans for rows in plan.batches])
+    progress = tqdm(desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=process() > 0)
+    for plan in plans:
+        blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
+        for batch in itertools.islice(batches, len(plan.batches)):
+            record_batch(work, batch, saes, qualities, blocks)
+            progress.update(len(batch.rows))
+        for rows in plan.kept:
+            record_kept(work, kept.read(rows), saes, blocks)
+            progress.update(len(rows))
+        write_parts(work, blocks, plan)
+        done += 1
+        save_recording(work, qualities, history, done)
+    progress.close()
+    if kept:
+        kept.close()
     return total_scores(qualities)
 
 
-def part_plan(part: int, n_samples: int, batch_size: int) -> list[list[int]]:
-    """The batches of rows of one part file, in order."""
-    start = part * features.PART_ROWS
-    stop = min(start + features.PART_ROWS, n_samples)
-    return [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
+class PartPlan(NamedTuple):
+    """How the rows of a part file are come by: batches to encode, and rows whose tokens were kept."""
+
+    part: int
+    batches: list[list[int]]
+    kept: list[list[int]]
+
+    def order(self) -> Int[np.ndarray, " row"]:
+        """Puts what comes batch by batch, then kept, into the order of the rows."""
+        return np.argsort([row for rows in (*self.batches, *self.kept) for row in rows])
+
+    def n_rows(self) -> int:
+        """How many there are."""
+        return sum(map(len, (*self.batches, *self.kept)))
 
 
-def record_batch(work: Work, batch: Batch, chosen: Tensor, saes: list, qualities: Qualities, blocks: list):
-    """Add a batch's features to `blocks`, and its `chosen` tokens, those of held-out samples, to the scores."""
+def plan_parts(work: Work, parts: list[int], present: Bool[np.ndarray, " sample"]) -> list[PartPlan]:
+    """The plans of some part files, given of which rows the recorded tokens were kept."""
+    size = max(work.jobs[0].settings.batch_size, RECORD_BATCH)
+    plans = []
+    for part in parts:
+        rows = np.arange(part * features.PART_ROWS, min((part + 1) * features.PART_ROWS, len(present)))
+        missing, kept = rows[~present[rows]].tolist(), rows[present[rows]].tolist()
+        cut = lambda whole, step: [whole[i : i + step] for i in range(0, len(whole), step)]  # noqa: E731
+        plans.append(PartPlan(part, cut(missing, size), cut(kept, RECORD_TOKENS)))
+    return plans
+
+
+def record_batch(work: Work, batch: Batch, saes: list, qualities: Qualities, blocks: list):
+    """Add a batch's features to `blocks`, and the tokens of its held-out samples to the scores."""
+    judged = torch.from_numpy(work.judged()[batch.rows]).to(batch.mask.device)
+    chosen = batch.real_tokens(judged[batch.row_of_item])
     pooling = Pooling(batch)
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
@@ -548,31 +640,40 @@ def record_batch(work: Work, batch: Batch, chosen: Tensor, saes: list, qualities
                 evaluate(qualities[number][layer], sae, batch.flat(layer, chosen))
 
 
+def record_kept(work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], saes: list, blocks: list):
+    """Add the features of rows whose recorded tokens were kept to `blocks`."""
+    for number, job in enumerate(work.jobs):
+        for layer, sae in saes[number].items():
+            found = codes(tokens[layer].to(work.stream.device), sae, job.settings.activation)
+            blocks[number][layer].append(found)
+
+
+@torch.no_grad()
+def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
+    """The code of each token, CSR float32 [token, d_sae]."""
+    if activation == "relu":
+        return scipy.sparse.csr_array(sae.pre_acts(tokens).relu().cpu().numpy())
+    values, latents = (part.cpu().numpy() for part in sae.encode_topk(tokens))
+    ends = np.arange(0, values.size + 1, sae.k)
+    found = scipy.sparse.csr_array((values.ravel(), latents.ravel(), ends), shape=(len(tokens), sae.d_sae))
+    found.eliminate_zeros()
+    return found
+
+
 class Pooling:
     """From tokens' codes to rows' features: the weighted mean of the codes of each row's recorded tokens."""
 
     def __init__(self, batch: Batch):
-        weights = batch.pool.flatten()
-        self.chosen = weights.nonzero().squeeze(1)
-        rows = batch.row_of_item.repeat_interleave(batch.pool.shape[1])[self.chosen].cpu().numpy()
-        items = np.bincount(batch.row_of_item.cpu().numpy(), minlength=len(batch.rows))
-        shares = weights[self.chosen].cpu().numpy().astype(np.float32) / items[rows].astype(np.float32)
+        self.chosen, rows = batch.recorded_tokens()
+        rows = rows.cpu().numpy()
+        items = np.bincount(batch.row_of_item.cpu().numpy(), minlength=len(batch.rows)).astype(np.float32)
+        shares = batch.pool.flatten()[self.chosen].cpu().numpy().astype(np.float32) / items[rows]
         columns = np.arange(len(rows))
         self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(batch.rows), len(rows)))
 
-    @torch.no_grad()
     def features(self, batch: Batch, layer: int, sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
         """A batch's features [row, d_sae], CSR float32."""
-        tokens = batch.flat(layer, self.chosen)
-        if activation == "relu":
-            return scipy.sparse.csr_array(self.mean @ sae.pre_acts(tokens).relu().cpu().numpy())
-        values, latents = (part.cpu().numpy() for part in sae.encode_topk(tokens))
-        ends = np.arange(0, values.size + 1, sae.k)
-        codes = scipy.sparse.csr_array(
-            (values.ravel(), latents.ravel(), ends), shape=(len(tokens), sae.d_sae)
-        )
-        codes.eliminate_zeros()
-        return scipy.sparse.csr_array(self.mean @ codes)
+        return scipy.sparse.csr_array(self.mean @ codes(batch.flat(layer, self.chosen), sae, activation))
 
 
 @torch.no_grad()
@@ -582,13 +683,13 @@ def evaluate(quality: Quality, sae: TopKSAE, tokens: Float[Tensor, "token d_in"]
     quality.update(tokens, sae.decode(feature_acts), (feature_acts > 0).sum(0).double())
 
 
-def write_parts(work: Work, blocks: list[dict[int, list]], part: int):
+def write_parts(work: Work, blocks: list[dict[int, list]], plan: PartPlan):
     """Write one part file of every layer of every job."""
+    order = plan.order()
     for job, layers in zip(work.jobs, blocks, strict=True):
         for layer, rows in layers.items():
-            whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))
-            features.write_part(job.folder, f"layer{layer}", part, whole)
-            rows.clear()
+            whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))[order]
+            features.write_part(job.folder, f"layer{layer}", plan.part, whole)
 
 
 def save_recording(work: Work, qualities: Qualities, history: list, done: int):
@@ -639,8 +740,6 @@ def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cos
     if history:
         curve = [(step, found[own]) for step, found in history]
         draw_curve(folder / "training_curve.png", list(names.values()), curve)
-    for file in folder.glob("unfinished-*.safetensors"):
-        file.unlink()
     manifest = {
         "encoder": {
             "model": encoder.model,

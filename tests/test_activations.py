@@ -1,10 +1,11 @@
 """The stream of activations: rows and items keep together, and a bad row is named, in workers too."""
 
+import numpy as np
 import pytest
 import torch
 from small_world import SmallEncoder, SmallPairs
 
-from activations import Stream, UserError
+from activations import RecordedTokens, Stream, UserError
 
 
 def stream(pairs, workers=0):
@@ -39,3 +40,25 @@ def test_flat_takes_the_tokens_that_are_real():
     tokens = batch.flat(2, batch.real_tokens())
     torch.testing.assert_close(tokens, batch.layers[2][:, :3].reshape(6, -1))
     assert batch.real_tokens(torch.tensor([False, True])).tolist() == [4, 5, 6]
+
+
+def test_rows_with_one_recorded_token_are_kept_and_read_back(tmp_path):
+    pairs = SmallPairs(captions=lambda row: [f"{row}", f"{row} again"] if row == 4 else [f"{row}"])
+    kept = RecordedTokens(tmp_path / "tokens", 6, {0: 8, 2: 8})
+    assert not kept.present().any()
+    batches = list(stream(pairs).batches([[5, 1], [4, 2]]))
+    for batch in batches:
+        kept.write(batch)
+    kept.sync()
+    kept.close()
+    again = RecordedTokens(tmp_path / "tokens", 6, {0: 8, 2: 8})
+    np.testing.assert_array_equal(again.present(), [False, True, True, False, False, True])
+    found = again.read([1, 2, 5])
+    for layer in (0, 2):
+        expected = [
+            batches[0].layers[layer][1, 1],
+            batches[1].layers[layer][2, 1],
+            batches[0].layers[layer][0, 1],
+        ]
+        torch.testing.assert_close(found[layer], torch.stack(expected), rtol=0, atol=0)
+    assert (tmp_path / "tokens").stat().st_size == again.nbytes == 6 * (2 * 8 * 4 + 1)

@@ -131,3 +131,43 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(cut_short, monkeypatch):
             cut_short()
     assert content(features.run_path("run")) == before
     cut_short()
+
+
+def test_several_runs_killed_between_their_manifests_are_finished_by_the_same_command(cut_short, monkeypatch):
+    """The first run is whole by then, and its command is not done."""
+    finish, written = training.finish, []
+
+    def killed(work, number, *others):
+        if number:
+            raise KeyboardInterrupt
+        written.append(finish(work, number, *others))
+
+    variants = {"seeds": [0, 1], "runname": "both"}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut_short(**variants)
+    assert features.run_names() == ["both_seed0"]
+    before = content(written[0].path)
+    monkeypatch.setattr(training.LayerTrainer, "step", None)
+    runs = cut_short(**variants)
+    assert [run.name for run in runs] == features.run_names() == ["both_seed0", "both_seed1"]
+    left = {name: bytes_ for name, bytes_ in before.items() if not name.startswith("unfinished")}
+    assert content(runs[0].path) == left
+    assert not list(runs[1].path.glob("unfinished*"))
+    with pytest.raises(UserError, match="exists"):
+        cut_short(**variants)
+
+
+def test_a_later_run_of_another_unfinished_command_is_not_emptied(cut_short, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "record", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cut_short(seeds=[0, 1], runname="both")
+    before = content(features.run_path("both_seed1"))
+    assert "layer0/sae_weights.safetensors" in before
+    with pytest.raises(UserError, match="both_seed1 holds an unfinished run of another command"):
+        cut_short(runname="both_seed1")
+    assert content(features.run_path("both_seed1")) == before
+    (run,) = cut_short(runname="both_seed1", overwrite=True)
+    assert run.manifest["training"]["seed"] == 0
