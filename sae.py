@@ -117,10 +117,12 @@ class TopKSAE(nn.Module):
         k_aux: int | None = None,
         auxk_alpha: float = AUXK_ALPHA,
         precision: str = "float32",
+        most_dead: int | None = None,
     ) -> Step:
         """Set every `.grad` to the gradient of `loss`; one matrix product, then only what is active.
 
-        `precision` (float32, bfloat16) is that of the matrix product alone. Among several processes
+        `precision` (float32, bfloat16) is that of the matrix product alone. No more than `most_dead` dead latents
+        take part in AuxK: on a GPU that costs less than to compute with all. Among several processes
         (torch.distributed) the means are over the tokens of all: the gradients are to be summed over them.
         """
         centered = x - self.b_dec
@@ -140,9 +142,9 @@ class TopKSAE(nn.Module):
 
         loss = squared_error / (n_tokens * self.d_in)
         if dead is not None:
-            loss += self._add_auxk(
-                centered, error, dead, k_aux or self._k_aux(), auxk_alpha / _positive(total_error)
-            )
+            chosen = _candidates(dead, most_dead)
+            weight = auxk_alpha / _positive(total_error)
+            loss += self._add_auxk(centered, error, dead, chosen, k_aux or self._k_aux(), weight)
         # b_dec is added in decoding, and subtracted before encoding: the sum over tokens of -dz @ W_enc.T.
         self.b_dec.grad = slope * error.sum(0) - self.W_enc @ self.b_enc.grad
         return Step(loss, squared_error, sum_by_latent((values > 0).float()).long())
@@ -162,11 +164,11 @@ class TopKSAE(nn.Module):
         centered: Float[torch.Tensor, "token d_in"],
         error: Float[torch.Tensor, "token d_in"],
         dead: Bool[torch.Tensor, " d_sae"],
+        chosen: Int[torch.Tensor, " candidate"],
         k_aux: int,
         weight: Float[torch.Tensor, ""],
     ) -> Float[torch.Tensor, ""]:
-        """Add the gradients of weight * |e - ehat|^2, and return it."""
-        chosen = _candidates(dead)
+        """Add the gradients of weight * |e - ehat|^2, ehat being of those of the chosen latents that are dead."""
         if not len(chosen):
             return weight * error.square().sum()
         W_enc, W_dec = self.W_enc_rows[chosen], self.W_dec[chosen]
@@ -388,8 +390,12 @@ class SumByLatent:
         return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
 
 
-def _candidates(dead: Bool[torch.Tensor, " d_sae"]) -> Int[torch.Tensor, " candidate"]:
-    """The latents that AuxK computes with: the dead, or all where to count the dead would be a host sync."""
+def _candidates(
+    dead: Bool[torch.Tensor, " d_sae"], at_most: int | None = None
+) -> Int[torch.Tensor, " candidate"]:
+    """The latents that AuxK computes with, the dead among them; to count the dead on a GPU would be a host sync."""
+    if at_most is not None:
+        return dead.byte().topk(at_most).indices
     return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
 
 

@@ -25,6 +25,7 @@ RECIPES = {
     # arXiv 2507.18512's public code: plain Adam on raw activations
     "original": Recipe(standardized=False, unit_norm=False, auxk=False, warm_up=0.0, decay=0.0, lr=5e-5),
 }
+DEAD_ROOM = 256  # dead latents that a GPU makes room for where few or none were dead at the last report
 DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens
 
 
@@ -85,6 +86,7 @@ class LayerTrainer:
         device = sae.b_enc.device
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=device)
         self.report_sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, error, squares
+        self.most_dead = min(DEAD_ROOM, sae.d_sae) if sae.b_enc.is_cuda else None
         self.steps_done = 0
 
     def schedule(self) -> float:
@@ -99,7 +101,7 @@ class LayerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.schedule()
         dead = self.dead() if self.recipe.auxk else None
-        done = self.sae.step_gradients(z, dead, precision=self.precision)
+        done = self.sae.step_gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
         n_tokens = torch.full_like(done.fired[:1], len(z))
         self._sum_over_processes(done.fired, n_tokens)
         if self.recipe.unit_norm:
@@ -120,7 +122,10 @@ class LayerTrainer:
         """Summed loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""
         loss, error, squares = self.report_sums.tolist()  # z is centred: its squares are its variance
         self.report_sums.zero_()
-        return loss, error / squares if squares else math.nan, float(self.dead().float().mean())
+        n_dead = int(self.dead().sum())
+        if self.most_dead is not None:
+            self.most_dead = min(max(DEAD_ROOM, 2 * n_dead), self.sae.d_sae)
+        return loss, error / squares if squares else math.nan, n_dead / self.sae.d_sae
 
     def dead(self) -> Tensor:
         """Which latents, bool [d_sae], have not fired for `dead_after` tokens."""
@@ -131,6 +136,7 @@ class LayerTrainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on, as named tensors."""
         tensors = {"since_fired": self.since_fired, "report_sums": self.report_sums}
+        tensors["most_dead"] = torch.tensor(self.most_dead or 0)
         for name, parameter in self.sae.named_parameters():
             tensors[name] = parameter.detach()
             for moment, value in self.optimizer.state[parameter].items():
@@ -143,6 +149,7 @@ class LayerTrainer:
         self.steps_done = steps_done
         self.since_fired.copy_(tensors["since_fired"])
         self.report_sums.copy_(tensors["report_sums"])
+        self.most_dead = int(tensors["most_dead"]) or None
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[name])
             for moment in ("exp_avg", "exp_avg_sq"):

@@ -43,3 +43,26 @@ def test_the_learning_rate_rises_stays_and_falls(recipe, expected):
         trainer.steps_done = step
         factors.append(trainer.schedule())
     assert factors == pytest.approx(expected, abs=0.06)
+
+
+def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
+    """Here on the CPU: the room is what decides, and the dead that it has no room for are left out."""
+    torch.manual_seed(0)
+    trainer = LayerTrainer(TopKSAE(8, 600, 2), RECIPES["ours"], 100, 100.0, None, "float32")
+    assert trainer.most_dead is None  # the CPU counts
+    trainer.most_dead, rooms = 256, []
+    step = TopKSAE.step_gradients
+    monkeypatch.setattr(
+        TopKSAE,
+        "step_gradients",
+        lambda *args, **named: rooms.append(named["most_dead"]) or step(*args, **named),
+    )
+    for _ in range(3):
+        trainer.step(torch.randn(4, 8))
+    dead = trainer.report()[2] * 600
+    assert dead > 500
+    trainer.step(torch.randn(4, 8))
+    assert rooms == [256, 256, 256, 600]
+    again = LayerTrainer(TopKSAE(8, 600, 2), RECIPES["ours"], 100, 100.0, None, "float32")
+    again.restore(trainer.state(), 4)
+    assert again.most_dead == 600
