@@ -309,3 +309,12 @@ def test_an_sae_of_another_width_is_refused(train):
     (trained,) = train(runname="trained")
     with pytest.raises(UserError, match="width 8, and layer 0 of none has 4"):
         train(SmallEncoder(d_in=4), runname="new", sae=str(trained.path))
+
+
+def test_a_gpu_out_of_memory_says_which_flag_to_lower(train, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.LayerTrainer, "step", full)
+    with pytest.raises(UserError, match=r"lower --batch_size \(now 16\)"):
+        train()
