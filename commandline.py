@@ -163,7 +163,11 @@ def add_recipe_arguments(parser: Parser):
     )
     parser.add_argument("--batch_size", type=positive, default=32, help="samples in a step")
     parser.add_argument("--epochs", type=positive, default=1, help="passes over the data")
-    parser.add_argument("--lr", type=above_zero, help="peak learning rate; by default set by the SAE's width")
+    parser.add_argument(
+        "--lr",
+        type=above_zero,
+        help="peak learning rate; by default set by the SAE's width and the number of steps",
+    )
     parser.add_argument(
         "--seeds", "--seed", type=natural, nargs="+", default=[0], help="several: a run for each"
     )

@@ -33,7 +33,6 @@ ENCODERS = {  # run name: the script that records it, and its words
 SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
 TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
 RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
-TRAINING = ["--lr", "0.005", "--workers", "1"]  # few steps, so large ones
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
 
@@ -59,7 +58,7 @@ def main(argv=None) -> list[Followed]:
         from demo import train_encoders
 
         train_encoders.main([])
-    common = [*TRAINING, "--limit", str(arguments.limit), "--overwrite"]
+    common = ["--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
     for name, (stage, *words) in ENCODERS.items():
         call(stage, *words, "--runname", name, *common)
     call(wmppc, "--source", *RUNS, "--target", *RUNS, "--plot", "imgs/demo-wmppc.png")

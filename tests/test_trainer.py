@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae import TopKSAE
-from trainer import RECIPES, LayerTrainer, Moments
+from trainer import RECIPES, LayerTrainer, Moments, default_lr
 
 
 @pytest.mark.parametrize("batches", [1, 3, 10])
@@ -66,3 +66,24 @@ def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
     again = LayerTrainer(TopKSAE(8, 600, 2), RECIPES["ours"], 100, 100.0, None, "float32")
     again.restore(trainer.state(), 4)
     assert again.most_dead == 600
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "n_steps", "expected"),
+    [(2**14, 4000, 2e-4), (2**14, 10**6, 2e-4), (2**12, 4000, 4e-4), (2**14, 1000, 4e-4), (2**14, 1, 1e-3)],
+)
+def test_narrow_saes_and_short_runs_learn_faster(d_sae, n_steps, expected):
+    assert default_lr(d_sae, n_steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("recipe", "share"), [("ours", 0.1), ("original", 1.0)])
+def test_adams_first_step_is_the_learning_rate_and_b_decs_a_share_of_it(recipe, share):
+    """On its first step Adam moves every entry that has a gradient by the learning rate."""
+    torch.manual_seed(0)
+    sae = TopKSAE(8, 16, 4)
+    before = {name: value.detach().clone() for name, value in sae.named_parameters()}
+    trainer = LayerTrainer(sae, RECIPES[recipe], 1, 100.0, 0.01, "float32")
+    trainer.step(torch.randn(50, 8))
+    for name, expected in (("b_dec", 0.01 * share), ("W_enc_rows", 0.01)):
+        moved = (getattr(sae, name).detach() - before[name]).abs().max().item()
+        assert moved == pytest.approx(expected, rel=0.01), name
