@@ -107,10 +107,10 @@ class RecordedTokens:
         self.row_bytes = 4 * sum(widths.values())
         self.open = os.open(file, os.O_RDWR | os.O_CREAT)
 
-    @property
-    def nbytes(self) -> int:
+    @staticmethod
+    def nbytes(n_rows: int, widths: dict[int, int]) -> int:
         """Bytes of the file with every row."""
-        return self.n_rows * (self.row_bytes + 1)
+        return n_rows * (4 * sum(widths.values()) + 1)
 
     def write(self, batch: Batch):
         """Keep what a batch's rows record."""

@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -323,7 +324,9 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     history, done = restore(work, trainers)
     kept, first_epoch = keep_tokens(work, standard), len(plan) // work.jobs[0].settings.epochs
     clock = Clock(work.checkpoint_every)
-    batches = itertools.chain(seen[done:], work.stream.batches(shares(plan[max(done, len(seen)) :])))
+    rest = shares(plan[max(done, len(seen)) :])
+    del seen[:done]
+    batches = itertools.chain(drain(seen), work.stream.batches(rest))
     progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=process() > 0)
     for number, batch in enumerate(progress, done + 1):
         if kept and number <= first_epoch:
@@ -348,6 +351,12 @@ def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers
         trainer.step(z[layer])
 
 
+def drain(batches: list[Batch]) -> Iterator[Batch]:
+    """Give away the batches one by one, keeping none."""
+    while batches:
+        yield batches.pop(0)
+
+
 def shares(plan: list[list[int]]) -> list[list[int]]:
     """This process's part of every batch."""
     return [rows[process() :: processes()] for rows in plan]
@@ -355,11 +364,11 @@ def shares(plan: list[list[int]]) -> list[list[int]]:
 
 def keep_tokens(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens | None:
     """Where training keeps what is to be recorded; None where the disk has no room, or machines share no file."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", processes())) < processes():
-        return None
     widths = {layer: len(standard[layer].mean) for layer in work.stream.layers}
-    kept = RecordedTokens(work.tokens_file(), len(work.held_out), widths)
-    return kept if shutil.disk_usage(work.jobs[0].folder).free > 2 * kept.nbytes else None
+    file, n_rows = work.tokens_file(), len(work.held_out)
+    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", processes())) == processes()
+    room = shutil.disk_usage(file.parent).free > 2 * RecordedTokens.nbytes(n_rows, widths)
+    return RecordedTokens(file, n_rows, widths) if one_machine and (room or file.exists()) else None
 
 
 def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> list[list[int]]:

@@ -2,6 +2,13 @@
 
 Every layer of two encoders or more is trained twice by the train scripts, once with each --recipe (trainer.py), and
 scored on the same held-out samples. Targets: FVU at most 0.5 times and dead latents at most 0.2 times the original's.
+
+Without arguments: two encoders of the demo. With real encoders, those of `packaged_encoders.py` for example:
+
+    uv run benchmarks/sae_quality.py --models DinoV2 --checkpoint real/dino --dataset folder --data_root real/pictures \
+        --top_k 32 --batch_size 4 --epochs 1
+    uv run benchmarks/sae_quality.py --models Bert --checkpoint real/minilm --dataset folder --data_root real/sentences \
+        --top_k 32 --batch_size 48 --epochs 1
 """
 
 import contextlib
@@ -27,6 +34,7 @@ def main(argv=None) -> list[tuple]:
     parser.add_argument(
         "--models", nargs="+", default=["DemoDino", "DemoBert"], help="encoders of the registry"
     )
+    parser.add_argument("--checkpoint", help="the weights of the one model: a hub name or a folder")
     parser.add_argument("--epochs", type=positive, default=7, help="7 of the demo's are 1.1 million tokens")
     parser.add_argument("--expansion_factor", type=positive, default=8)
     parser.add_argument("--top_k", type=positive, default=16)
@@ -36,6 +44,9 @@ def main(argv=None) -> list[tuple]:
     parser.add_argument("--limit", type=positive)
     arguments = parser.parse_args(argv)
     typed = {name: value for name, value in vars(arguments).items() if name != "models" and value is not None}
+    for name in ("checkpoint", "data_root"):  # each run is made in a folder of its own
+        if name in typed and Path(typed[name]).exists():
+            typed[name] = Path(typed[name]).resolve()
     words = [word for name, value in typed.items() for word in (f"--{name}", str(value))]
     rows = [row for model in arguments.models for row in compare(model, words)]
     report(rows)
@@ -46,8 +57,6 @@ def compare(model: str, words: list[str]) -> list[tuple]:
     """Train one encoder's SAEs by both recipes, in a folder that is thrown away."""
     stage = train_text if model in train_text.ENCODERS else train_image
     manifests, here = {}, Path.cwd()
-    if "--data_root" in words:
-        words[words.index("--data_root") + 1] = str(here / words[words.index("--data_root") + 1])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
         try:
