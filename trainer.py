@@ -50,7 +50,8 @@ RECIPES = {
 }
 SHORT_RUN, MOST_FASTER = 4000, 5.0  # steps below which the learning rate grows, and by how much at most
 DEAD_ROOM = 256  # dead latents that a GPU makes room for where few or none were dead at the last report
-DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens
+DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens,
+DEAD_TURNS = 200  # but in no fewer than in which each latent would fire so often, if all fired alike
 
 
 class Standardizer(NamedTuple):
@@ -110,7 +111,8 @@ class LayerTrainer:
     ):
         self.sae, self.recipe, self.n_steps, self.precision = sae, recipe, n_steps, precision
         self.lr = lr or recipe.lr or default_lr(sae.d_sae, n_steps)
-        self.dead_after = min(DEAD_TOKENS, int(DEAD_SHARE * n_tokens))
+        fewest = DEAD_TURNS * sae.d_sae / sae.k
+        self.dead_after = min(DEAD_TOKENS, int(max(DEAD_SHARE * n_tokens, fewest)))
         groups = [
             {"params": [sae.W_enc_rows, sae.b_enc, sae.W_dec], "share": 1.0},
             {"params": [sae.b_dec], "share": recipe.b_dec_lr},

@@ -10,7 +10,7 @@ from children import finish, start
 import features
 from sae import TopKSAE
 
-COMMAND = {"epochs": 3, "part_rows": 50, "n_samples": 320}
+COMMAND = {"epochs": 6, "part_rows": 50, "n_samples": 320}
 
 
 @pytest.fixture(scope="module")
