@@ -41,9 +41,7 @@ from sae import TopKSAE
 from trainer import RECIPES, LayerTrainer, Moments, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
-HELD_BYTES = (
-    1 << 30
-)  # of those batches' activations that are held, to be trained on without encoding them again
+HELD_BYTES = 1 << 30  # of those batches that are held, to be trained on without encoding them again
 HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
 RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
 RECORD_TOKENS = 1024  # kept tokens that are encoded by an SAE at once
@@ -343,12 +341,13 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
 
 
 def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers):
-    """A step of every trainer on its layer's tokens."""
-    chosen, z = batch.real_tokens(), {}
-    for (_, layer), trainer in trainers.items():
-        if layer not in z:
-            z[layer] = standard[layer](batch.flat(layer, chosen))
-        trainer.step(z[layer])
+    """A step of every trainer on its layer's tokens; one layer's are held at a time."""
+    chosen = batch.real_tokens()
+    for layer, standardize in standard.items():
+        z = standardize(batch.flat(layer, chosen))
+        for (_, own), trainer in trainers.items():
+            if own == layer:
+                trainer.step(z)
 
 
 def drain(batches: list[Batch]) -> Iterator[Batch]:
