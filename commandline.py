@@ -2,9 +2,15 @@
 
 import argparse
 import functools
+import os
 import sys
 from argparse import ArgumentTypeError as UserError  # raised anywhere: one line on stderr, exit code 2
 from pathlib import Path
+
+# A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
+# want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
+# It is read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class Parser(argparse.ArgumentParser):

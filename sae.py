@@ -9,6 +9,8 @@ For one token x, with every decoder row of unit norm:
 import json
 import os
 from argparse import ArgumentTypeError as UserError
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, no_type_check
 
@@ -24,9 +26,6 @@ from torch import nn
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-# Numba's OpenMP threads and torch's spin while they wait, each set on the cores that the other one needs: a step
-# of a small SAE took ten times as long. These wait asleep.
-numba.config.THREADING_LAYER = "workqueue"
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
 BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 
@@ -187,8 +186,7 @@ class TopKSAE(nn.Module):
         """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
         gradient, rows = self.W_dec.grad, self.W_dec.detach()
         if rows.is_cpu and rows.dtype == torch.float32:
-            _share_threads()
-            _subtract_projections(gradient.numpy(), rows.numpy())
+            share_out(_subtract_projections, gradient.numpy(), rows.numpy())
         else:
             gradient.addcmul_(torch.linalg.vecdot(gradient, rows)[:, None], rows, value=-1)
 
@@ -268,8 +266,7 @@ def largest(
     if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
         latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
         bits = pre_acts.detach().contiguous().view(torch.int32)
-        _share_threads()
-        _largest_by_insertion(bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
+        share_out(_largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
     else:
         latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
     return pre_acts.gather(-1, latents).relu(), latents
@@ -279,11 +276,13 @@ def keep_largest(
     pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
 ) -> Float[torch.Tensor, "*token d_sae"]:
     """The rows themselves with all but their k largest positive entries zero."""
-    values, latents = largest(pre_acts, min(k, pre_acts.shape[-1]))
+    if k >= pre_acts.shape[-1]:
+        return pre_acts.relu()
+    values, latents = largest(pre_acts, k)
     return torch.zeros_like(pre_acts).scatter(-1, latents, values)
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)
 @no_type_check
 def _largest_by_insertion(bits, latents):
     """Where the k largest of each row are, in descending order, by insertion into a list of k.
@@ -291,8 +290,8 @@ def _largest_by_insertion(bits, latents):
     A float's bits are compared as an integer: positive floats keep their order, any NaN has a place, and the
     maximum of a chunk vectorises. Few chunks hold anything above the k-th largest so far.
     """
-    chunk_width, k = 64, latents.shape[1]
-    for token in numba.prange(bits.shape[0]):
+    chunk_width, k = 128, latents.shape[1]
+    for token in range(bits.shape[0]):
         row, found = bits[token], latents[token]
         top = np.full(k, np.int64(-(2**31) - 1))
         for start in range(0, row.shape[0], chunk_width):
@@ -322,9 +321,8 @@ def error_and_products(
         rest = -latents.shape[1] % 4
         error, latents, values = centered.clone(), F.pad(latents, (0, rest)), F.pad(values, (0, rest))
         products = torch.empty_like(values)
-        arrays = (tensor.detach().numpy() for tensor in (W_dec, error, values, latents, products))
-        _share_threads()
-        _subtract_and_multiply(*arrays)
+        by_token = (tensor.numpy() for tensor in (error, values, latents, products))
+        share_out(_subtract_and_multiply, *by_token, shared=(W_dec.detach().numpy(),))
         return error, products[:, : products.shape[1] - rest]
     with torch.enable_grad():  # the products are the gradient of a bag's weights
         weights = values.detach().requires_grad_()
@@ -333,11 +331,11 @@ def error_and_products(
         return error, torch.autograd.grad(decoded, weights, error)[0]
 
 
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
-def _subtract_and_multiply(W_dec, error, values, latents, products):
+def _subtract_and_multiply(error, values, latents, products, W_dec):
     """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
-    for token in numba.prange(latents.shape[0]):
+    for token in range(latents.shape[0]):
         rest, value, latent = error[token], values[token], latents[token]
         for i in range(0, latent.shape[0], 4):
             a, b, c, d = W_dec[latent[i]], W_dec[latent[i + 1]], W_dec[latent[i + 2]], W_dec[latent[i + 3]]
@@ -350,11 +348,11 @@ def _subtract_and_multiply(W_dec, error, values, latents, products):
             products[token, i] = total
 
 
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_projections(gradients, rows):
     """Take from each gradient its projection on its unit row."""
-    for i in numba.prange(rows.shape[0]):
+    for i in range(rows.shape[0]):
         gradient, row, along = gradients[i], rows[i], np.float32(0)
         for j in range(row.shape[0]):
             along += gradient[j] * row[j]
@@ -362,9 +360,27 @@ def _subtract_projections(gradients, rows):
             gradient[j] -= along * row[j]
 
 
-def _share_threads() -> None:
-    """Let numba use as many threads as torch does."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+_helpers = ThreadPoolExecutor(os.cpu_count())
+
+
+def share_out(kernel: Callable, *by_row: np.ndarray, shared: tuple = (), height: int = 32) -> None:
+    """Call kernel(*by_row, *shared) on some rows at a time of each array, on as many threads as torch uses.
+
+    The caller takes rows as the helpers do: on a core that another program holds nothing waits. (Numba's own
+    threads, beside torch's, took turns on one core of two.)
+    """
+    n_rows = len(by_row[0])
+    starts = iter(range(0, n_rows, height))
+
+    def work():
+        for start in starts:  # each is handed out once: next() holds the interpreter's lock
+            kernel(*(array[start : start + height] for array in by_row), *shared)
+
+    n_helpers = min(torch.get_num_threads(), -(-n_rows // height)) - 1
+    helping = [_helpers.submit(work) for _ in range(n_helpers)]
+    work()
+    for helper in helping:
+        helper.result()
 
 
 class SumByLatent:
@@ -376,9 +392,14 @@ class SumByLatent:
 
     def __init__(self, latents: Int[torch.Tensor, "token k"], d_sae: int):
         self.n_tokens = len(latents)
-        in_order, self.order = latents.flatten().sort(stable=True)
+        if latents.is_cpu:
+            self.order, self.starts = map(
+                torch.from_numpy, _order_by_latent(latents.flatten().numpy(), d_sae)
+            )
+        else:
+            in_order, self.order = latents.flatten().sort(stable=True)
+            self.starts = torch.searchsorted(in_order, torch.arange(d_sae, device=latents.device))
         self.tokens = self.order // latents.shape[1]
-        self.starts = torch.searchsorted(in_order, torch.arange(d_sae, device=latents.device))
 
     def __call__(
         self, weights: Float[torch.Tensor, "token k"], rows: Float[torch.Tensor, "token d_in"] | None = None
@@ -388,6 +409,24 @@ class SumByLatent:
             return self(weights, weights.new_ones(self.n_tokens, 1))[:, 0]
         weights = weights.flatten()[self.order]
         return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def _order_by_latent(latents, d_sae):
+    """The stable order that sorts latents, by counting them, and where in it each latent begins."""
+    starts, order = np.zeros(d_sae, np.int64), np.empty(len(latents), np.int64)
+    for latent in latents:
+        starts[latent] += 1
+    end = len(latents)
+    for latent in range(d_sae - 1, -1, -1):
+        end -= starts[latent]
+        starts[latent] = end
+    places = starts.copy()
+    for pair in range(len(latents)):
+        order[places[latents[pair]]] = pair
+        places[latents[pair]] += 1
+    return order, starts
 
 
 def _candidates(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from argparse import ArgumentTypeError as UserError
 
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 import sae as sae_module
-from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, TopKSAE, keep_largest, largest
+from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, SumByLatent, TopKSAE, keep_largest, largest, share_out
 
 
 def random_sae(d_in=12, d_sae=40, k=4, seed=0, dtype=torch.float32):
@@ -358,6 +359,66 @@ def test_a_step_is_bitwise_repeatable():
     second = sae.step_gradients(x, dead), gradients(sae)
     assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 32, 33, 1000])
+def test_every_row_is_handed_out_once_whatever_the_threads(three_threads, n_rows):
+    counts, twice = np.zeros(n_rows), np.arange(2 * n_rows).reshape(n_rows, 2)
+    seen = []
+
+    def kernel(counts, twice, shared):
+        counts += 1
+        seen.append((len(counts), twice.copy(), shared))
+
+    share_out(kernel, counts, twice, shared=("shared",))
+    assert (counts == 1).all()
+    assert sum(n for n, _, _ in seen) == n_rows
+    assert all(n <= 32 and word == "shared" for n, _, word in seen)
+    rows = np.concatenate([rows for _, rows, _ in seen] or [twice])
+    np.testing.assert_array_equal(rows[rows[:, 0].argsort()], twice)
+
+
+def test_a_helper_that_fails_is_heard_of(three_threads):
+    caller, sleeping = threading.get_ident(), threading.Event()
+
+    def kernel(rows):
+        if threading.get_ident() != caller:
+            sleeping.set()
+            raise ZeroDivisionError
+        sleeping.wait(10)  # until a helper has had a share
+
+    with pytest.raises(ZeroDivisionError):
+        share_out(kernel, np.zeros(100))
+
+
+def test_a_step_is_the_same_on_one_thread_and_on_three(three_threads):
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for n_threads in (3, 1):
+        torch.set_num_threads(n_threads)
+        sae = TopKSAE(16, 64, 4)
+        sae.step_gradients(x)
+        sae.remove_parallel_gradient()
+        gradients.append([parameter.grad for parameter in sae.parameters()])
+    for three, one in zip(*gradients, strict=True):
+        torch.testing.assert_close(three, one)
+
+
+def test_pairs_are_ordered_by_latent_and_stay_in_their_tokens_order():
+    latents = torch.randint(0, 40, (300, 7), generator=torch.Generator().manual_seed(0))
+    in_order, order = latents.flatten().sort(stable=True)
+    found = SumByLatent(latents, 64)
+    assert torch.equal(found.order, order)
+    assert torch.equal(found.tokens, order // 7)
+    assert torch.equal(found.starts, torch.searchsorted(in_order, torch.arange(64)))
 
 
 def test_folding_a_standardiser_gives_the_sae_of_the_raw_activations():
