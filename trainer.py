@@ -50,7 +50,7 @@ RECIPES = {
 }
 SHORT_RUN, MOST_FASTER = 4000, 5.0  # steps below which the learning rate grows, and by how much at most
 DEAD_ROOM = 256  # dead latents that a GPU makes room for where few or none were dead at the last report
-DEAD_SHARE, DEAD_TOKENS = 0.05, 10_000_000  # dead: no firing in this share of the run, or in so many tokens,
+DEAD_SHARE, DEAD_TOKENS = 0.01, 10_000_000  # dead: no firing in this share of the run, or in so many tokens,
 DEAD_TURNS = 200  # but in no fewer than in which each latent would fire so often, if all fired alike
 
 

@@ -90,7 +90,7 @@ def test_adams_first_step_is_the_learning_rate_and_b_decs_a_share_of_it(recipe, 
         assert moved == pytest.approx(expected, rel=0.01), name
 
 
-@pytest.mark.parametrize(("n_tokens", "expected"), [(100.0, 2400), (1e6, 50_000), (1e9, 10_000_000)])
+@pytest.mark.parametrize(("n_tokens", "expected"), [(100.0, 2400), (1e6, 10_000), (2e9, 10_000_000)])
 def test_a_latent_is_dead_after_a_share_of_the_run_and_no_sooner_than_can_be_told(n_tokens, expected):
     """24 latents of which 2 fire a token: in 2,400 tokens each has its turn 200 times."""
     trainer = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 100, n_tokens, None, "float32")
