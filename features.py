@@ -315,14 +315,22 @@ def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
         save_file(tensors, temporary, metadata={"header": json.dumps(header)})
 
 
-def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The header and the tensors that `write_state` wrote, or None where there are none."""
+def read_header(file: Path) -> dict[str, Any] | None:
+    """The header that `write_state` wrote, without the tensors; None where there is no file."""
     from safetensors import safe_open
 
     if not file.exists():
         return None
     with safe_open(file, framework="pt") as state:
-        return json.loads(state.metadata()["header"]), {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
+        return json.loads(state.metadata()["header"])
+
+
+def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The header and the tensors that `write_state` wrote, or None where there are none."""
+    from safetensors.torch import load_file
+
+    header = read_header(file)
+    return None if header is None else (header, load_file(file))
 
 
 def finish_run(path: Path, manifest: dict[str, Any]) -> Run:

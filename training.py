@@ -256,8 +256,8 @@ def open_folders(work: Work, overwrite: bool) -> float:
     folders = [job.folder for job in work.jobs]
     marks = {folder: features.read_unfinished(folder) for folder in folders}
     if all(mark == work.identity for mark in marks.values()):
-        states = [features.read_state(file) for file in (work.record_state(0), work.fit_state())]
-        return next((state[0]["seconds"] for state in states if state), 0.0)
+        headers = [features.read_header(file) for file in (work.record_state(0), work.fit_state())]
+        return next((header["seconds"] for header in headers if header), 0.0)
     for folder in folders:
         features.start_run(folder.name, overwrite)
         difference = first_difference(marks[folder] or work.identity, work.identity)
@@ -312,8 +312,8 @@ Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
-    if state := features.read_state(work.record_state(0)):
-        return [load_saes(work, layer_folders(job)) for job in work.jobs], state[0]["history"]
+    if header := features.read_header(work.record_state(0)):
+        return [load_saes(work, layer_folders(job)) for job in work.jobs], header["history"]
     if work.given:
         return [take_given(work)], []
     plan = training_plan(work.held_out, work.jobs[0].settings)
