@@ -1,16 +1,20 @@
 """The command line: what every script shares of argument parsing and of reporting a user's mistake."""
 
 import argparse
+import difflib
 import functools
 import os
 import sys
 from argparse import ArgumentTypeError as UserError  # raised anywhere: one line on stderr, exit code 2
+from collections.abc import Iterable
 from pathlib import Path
 
 # A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
 # want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
 # It is read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # that matplotlib draws
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +53,9 @@ def script(main):
             return main(argv)
         except UserError as mistake:
             complain(str(mistake))
+        except KeyboardInterrupt:
+            print("interrupted: give the same command again", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapped
 
@@ -79,6 +86,24 @@ def output(text: str) -> Path:
     return path
 
 
+def picture(text: str) -> Path:
+    """An argument type: a picture to write, PNG where its name does not say what."""
+    path = output(text)
+    if path.suffix.lower() not in ("", *PICTURES):
+        raise UserError(
+            f"{text} is no kind of picture that can be drawn: end it in one of {' '.join(PICTURES)}"
+        )
+    return path
+
+
+def folder(text: str) -> Path:
+    """An argument type: a folder, that is there or can be made."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{text} is no folder: name another")
+    return path
+
+
 def above_zero(text: str) -> float:
     """An argument type: a finite number above zero."""
     try:
@@ -106,13 +131,17 @@ def training_arguments(argv, description: str, rows: dict, default_model: str, a
         raise UserError(
             "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
         )
+    if arguments.sae and not Path(arguments.sae).is_dir():
+        raise UserError(f"--sae {arguments.sae} is no folder: name one in SAELens' layout, or one of several")
     arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
     return arguments
 
 
 def add_encoder_arguments(parser: Parser, rows: dict):
     """Which encoder: `rows` are those of the registry that the script takes."""
-    parser.add_argument("--model", metavar="NAME", help=f"the kind of encoder: {', '.join(rows)}")
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"the kind of encoder: {', '.join(rows)}; by default the demo's CLIP"
+    )
     parser.add_argument(
         "--checkpoint", help="its weights: a hub name or a folder; by default the model's own"
     )
@@ -149,20 +178,31 @@ def choose_encoder(arguments, rows: dict, default_model: str):
             )
         arguments.model = fitting[0] if fitting else default_model
     if arguments.model not in rows:
-        raise UserError(f"--model {arguments.model!r} is unknown here; type one of {', '.join(rows)}")
+        raise UserError(f"--model {arguments.model!r} is unknown here; type {likely(arguments.model, rows)}")
     own = rows[arguments.model].flag
     if flag and own != f"--{flag}":
         raise UserError(f"--{flag} does not go with --model {arguments.model}: type {own} or --checkpoint")
     arguments.checkpoint = value
 
 
+def likely(name: str, known: Iterable[str]) -> str:
+    """The known names that a mistyped one is close to, or else all."""
+    close = difflib.get_close_matches(name, known, 3, 0.8)
+    return " or ".join(close) or f"one of {', '.join(known)}"
+
+
 def add_recipe_arguments(parser: Parser):
     """How the SAEs are trained and recorded."""
     parser.add_argument(
-        "--top_k", type=positive, nargs="+", help="active latents a token; several: a run for each"
+        "--top_k",
+        type=positive,
+        nargs="+",
+        help="active latents a token; several: a run for each; by default 32, 16 for the demo's encoders",
     )
     parser.add_argument(
-        "--expansion_factor", type=positive, help="latents for each dimension of the activations"
+        "--expansion_factor",
+        type=positive,
+        help="latents for each dimension of the activations; by default 8, 4 for the demo's encoders",
     )
     parser.add_argument(
         "--activation", choices=("topk", "relu"), default="topk", help="the codes that are recorded"

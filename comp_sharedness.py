@@ -4,12 +4,13 @@ import csv
 import functools
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from commandline import Parser, output, positive, script
+from commandline import Parser, UserError, output, picture, positive, script
 
 
 class Sharedness(NamedTuple):
@@ -31,7 +32,7 @@ class Sharedness(NamedTuple):
 
 @script
 def main(argv=None) -> Sharedness:
-    """Print the first of the features of M that are in all of G and in none of H; returns all of them."""
+    """Print the first of the features that M shares with all of G and with none of H; returns all of them."""
     arguments = parse(argv)
 
     import comparison
@@ -41,6 +42,7 @@ def main(argv=None) -> Sharedness:
     groups = [
         [features.open_run(name) for name in group] for group in (arguments.min_group, arguments.max_group)
     ]
+    check_groups(source, *groups)
     features.check_aligned([source, *groups[0], *groups[1]])
     shared = compare(source, *groups, arguments.layer)
     if comparison.team().rank == 0:
@@ -58,10 +60,22 @@ def parse(argv):
     add("--top", type=positive, help="how many to print, draw and show (default: 1%% of the features)")
     add("--csv", type=output, metavar="FILE", help="write all features, a line each")
     add("--json", type=output, metavar="FILE", help="write all features, for machines")
-    add("--plot", type=output, metavar="FILE.png", help="draw Delta against S, the first features named")
+    add("--plot", type=picture, metavar="FILE.png", help="draw Delta against S, the first features named")
     add("--show", action="store_true", help="make the sheets of the first features, as show.py does")
     add("--data_root", help="where the pictures for --show are now, if they have moved")
     return parser.parse_args(argv)
+
+
+def check_groups(source: Any, min_group: list[Any], max_group: list[Any]):
+    """Refuse one run in both groups, and say where the source is in one: no Delta could be above zero."""
+    g, h = ({run.name for run in group} for group in (min_group, max_group))
+    if both := g & h:
+        raise UserError(f"run {min(both)!r} is in both groups: leave it out of one")
+    if source.name in g | h:
+        print(
+            f"note: run {source.name!r}, the source, is in a group: it has all of its features",
+            file=sys.stderr,
+        )
 
 
 def compare(source: Any, min_group: list[Any], max_group: list[Any], layer: int = -1) -> Sharedness:
@@ -89,16 +103,17 @@ def report(arguments: Any, source: Any, shared: Sharedness):
     """Print the first features, and write the files that are asked for."""
     import features
 
-    top = min(arguments.top or max(1, len(shared.feature) // 100), len(shared.feature))
-    print_top(shared, top)
+    live = np.flatnonzero(shared.total > 0)
+    first = live[: arguments.top or max(1, len(shared.feature) // 100)]
+    print_first(shared, first, len(live))
     if arguments.csv:
         features.write_text(arguments.csv, as_csv(shared))
     if arguments.json:
         features.write_text(arguments.json, as_json(source, shared))
     if arguments.plot:
-        plot(arguments.plot, shared, top)
+        plot(arguments.plot, shared, first)
     if arguments.show:
-        show(source, shared, top, arguments.data_root)
+        show(source, shared, first, arguments.data_root)
 
 
 def columns(shared: Sharedness) -> dict[str, np.ndarray]:
@@ -107,17 +122,16 @@ def columns(shared: Sharedness) -> dict[str, np.ndarray]:
     return {"feature": shared.feature, "Delta": shared.delta, "S": shared.total, **rho}
 
 
-def print_top(shared: Sharedness, top: int):
-    """The first `top` features; a live feature is one that fired."""
-    live = int((shared.total > 0).sum())
+def print_first(shared: Sharedness, first: np.ndarray, n_live: int):
+    """The first live features (those that ever fired), int [feature] their places in `shared`."""
     print(
-        f"{shared.source} {shared.layer}: {live} of {len(shared.feature)} features live; the first {top} are"
+        f"{shared.source} {shared.layer}: {n_live} of {len(shared.feature)} features live; the {len(first)} most"
     )
-    print(f"in all of    {', '.join(shared.min_group)}\nin none of   {', '.join(shared.max_group)}\n")
+    print(f"shared with    {', '.join(shared.min_group)}\nrather than    {', '.join(shared.max_group)}\n")
     table = columns(shared)
     widths = [max(9, len(heading) + 2) for heading in table]
     print("".join(f"{heading:>{width}}" for heading, width in zip(table, widths, strict=True)))
-    for row in zip(*(column[:top] for column in table.values()), strict=True):
+    for row in zip(*(column[first] for column in table.values()), strict=True):
         texts = [f"{row[0]}", *(f"{value:.2f}" for value in row[1:3]), *(f"{value:.3f}" for value in row[3:])]
         print("".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True)))
 
@@ -140,7 +154,7 @@ def as_json(source: Any, shared: Sharedness) -> str:
     )
 
 
-def plot(file: Path, shared: Sharedness, top: int):
+def plot(file: Path, shared: Sharedness, first: np.ndarray):
     """Delta against S of every live feature, the first ones in orange and named where there is room."""
     from matplotlib.figure import Figure
 
@@ -149,7 +163,7 @@ def plot(file: Path, shared: Sharedness, top: int):
     figure = Figure((8, 5.5), layout="constrained")
     space = figure.subplots()
     live = np.flatnonzero(shared.total > 0)
-    first, rest = live[live < top], live[live >= top]
+    rest = live[len(first) :]
     space.axhline(0, color="0.6", linewidth=0.8)
     space.scatter(shared.total[rest], shared.delta[rest], s=9, color="#0072B2", label="features")
     space.scatter(
@@ -169,7 +183,7 @@ def plot(file: Path, shared: Sharedness, top: int):
         space.annotate(name, points[place], (4, 4), textcoords="offset points", fontsize=8)
     space.set_xlabel("S, the feature's summed activation")
     space.set_ylabel("Δ, Comparative Sharedness")
-    groups = f"in all of {', '.join(shared.min_group)}; in none of {', '.join(shared.max_group)}"
+    groups = f"shared with {', '.join(shared.min_group)} rather than {', '.join(shared.max_group)}"
     space.set_title(f"{shared.source}, {shared.layer}: {groups}", fontsize=10, wrap=True)
     space.legend(frameon=False, loc="best")
     with features.replacing(file) as temporary:
@@ -185,10 +199,8 @@ def spread_out(pixels: np.ndarray, apart: tuple[float, float] = (30, 12)) -> lis
     return named
 
 
-def show(source: Any, shared: Sharedness, top: int, data_root: str | None):
+def show(source: Any, shared: Sharedness, first: np.ndarray, data_root: str | None):
     """Make the sheets of the first features in imgs/RUN/."""
-    import sys
-
     from tqdm import tqdm
 
     import data
@@ -196,7 +208,7 @@ def show(source: Any, shared: Sharedness, top: int, data_root: str | None):
 
     pairs = data.reopen(source, data_root)
     folder = Path("imgs") / source.name
-    codes, chosen = source.load(shared.layer), shared.feature[:top].tolist()
+    codes, chosen = source.load(shared.layer), shared.feature[first].tolist()
     progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)
     files = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder, progress)
     print(f"\n{len(files)} sheets in {folder}/")

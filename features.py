@@ -259,15 +259,25 @@ def write_text(path: Path, text: str):
         temporary.write_text(text, encoding="utf-8")
 
 
-def start_run(name: str, overwrite: bool = False) -> Path:
-    """Make the folder of a new run and return it; a whole run of that name is refused unless `overwrite`."""
-    path = run_path(name)
-    whole = (path / MANIFEST).exists() or _is_original(path)
-    if whole and not overwrite:
+def check_free(path: Path):
+    """Refuse the folder of a whole run."""
+    if is_whole(path):
         raise UserError(
             f"run {path.name!r} exists: choose another --runname, or add --overwrite to replace it"
         )
-    if whole:
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (path / MANIFEST).exists() or _is_original(path)
+
+
+def start_run(name: str, overwrite: bool = False) -> Path:
+    """Make the folder of a new run and return it; a whole run of that name is refused unless `overwrite`."""
+    path = run_path(name)
+    if not overwrite:
+        check_free(path)
+    if is_whole(path):
         (path / MANIFEST).unlink(
             missing_ok=True
         )  # first, so that a half-removed run is never taken for a whole one

@@ -14,7 +14,7 @@ ROWS = COLUMNS = 3
 PICTURE, GAP, LINE = 224, 16, 17  # pixels: a picture's square, the space between cells, a line of text
 CAPTION_LINES, CAPTION_WIDTH = 4, 33  # lines and characters; what does not fit ends in "…"
 TITLE = 58  # pixels above the cells
-INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+INK, FAINT, FRAME, PAPER = (20, 20, 20), (110, 110, 110), (200, 200, 200), (255, 255, 255)
 
 
 class Highest(NamedTuple):
@@ -81,7 +81,9 @@ def _draw_cell(sheet, pen, corner, picture, caption, row, activation, text_first
     text_y, picture_y = (y, y + text_height) if text_first else (y + PICTURE + 2, y)
     if picture is not None:
         drawn = _fitted(picture(row))
-        sheet.paste(drawn, (x + (PICTURE - drawn.width) // 2, picture_y + (PICTURE - drawn.height) // 2))
+        left, top = x + (PICTURE - drawn.width) // 2, picture_y + (PICTURE - drawn.height) // 2
+        sheet.paste(drawn, (left, top))
+        pen.rectangle((left - 1, top - 1, left + drawn.width, top + drawn.height), outline=FRAME)
     pen.text((x, text_y), f"{activation:#.3g}", INK, font=_font(13, bold=True))
     pen.text((x + PICTURE, text_y), f"row {row}", FAINT, font=_font(12), anchor="ra")
     lines = textwrap.wrap(caption, CAPTION_WIDTH, max_lines=CAPTION_LINES, placeholder=" …")

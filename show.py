@@ -4,7 +4,7 @@ import functools
 import sys
 from pathlib import Path
 
-from commandline import Parser, UserError, positive, script
+from commandline import Parser, UserError, folder, positive, script
 
 AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
 
@@ -17,9 +17,13 @@ def main(argv=None):
     parser.add_argument("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--features", type=int, nargs="+", help="these features only")
-    choice.add_argument("--top", type=positive, help="the so many features of the highest summed activation")
+    choice.add_argument(
+        "--top",
+        type=positive,
+        help="the so many features of the highest summed activation; by default all that are active on 16 samples",
+    )
     parser.add_argument("--data_root", help="where the pictures are now, if they have moved")
-    parser.add_argument("--out", type=Path, default=Path("imgs"), help="the sheets go to OUT/RUN/")
+    parser.add_argument("--out", type=folder, default=Path("imgs"), help="the sheets go to OUT/RUN/")
     arguments = parser.parse_args(argv)
 
     from tqdm import tqdm
@@ -35,14 +39,16 @@ def main(argv=None):
     if not chosen:
         raise UserError(f"no feature of {layer} is active on {AT_LEAST} samples: name some with --features")
     pairs = data.reopen(run, arguments.data_root)
-    folder = arguments.out / run.name
     progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)
-    files = sheets.save_sheets(run, layer, codes, chosen, pairs, folder, progress)
-    print(
-        f"{len(files)} sheets of {layer} of run {run.name}, {files[0]} to {files[-1]}"
-        if files
-        else "no sheets"
-    )
+    files = sheets.save_sheets(run, layer, codes, chosen, pairs, arguments.out / run.name, progress)
+    if len(files) < len(chosen):
+        print(
+            f"{len(chosen) - len(files)} of these features of {layer} are active on no sample: no sheets of them"
+        )
+    for file in files[:5]:
+        print(file)
+    if len(files) > 5:
+        print(f"and {len(files) - 5} more in {arguments.out / run.name}/")
     return files
 
 

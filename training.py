@@ -125,6 +125,8 @@ def run(arguments: argparse.Namespace) -> list[features.Run]:
 def train_and_record(arguments: argparse.Namespace, device: str) -> list[features.Run]:
     """`run`, in each process."""
     started = time.monotonic()
+    pairs = data.from_arguments(arguments)
+    check_names(arguments, pairs)
     encoder = wrappedmodels.load(
         arguments.model,
         arguments.checkpoint,
@@ -133,7 +135,6 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
         random_weights=arguments.random_weights,
         device=device,
     )
-    pairs = data.from_arguments(arguments)
     work = prepare(arguments, encoder, pairs, device, started)
     saes, history = fit(work)
     scores = record(work, saes, history)
@@ -202,7 +203,10 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         seed=arguments.seeds[0],
         sae=arguments.sae,
     )
-    variants = name_variants(arguments, base, arguments.runname or default_name(arguments, pairs))
+    variants = {
+        name: base._replace(top_k=k or row.top_k, seed=seed)
+        for name, (k, seed) in name_variants(arguments, pairs).items()
+    }
     identity = {
         "model": encoder.model,
         "checkpoint": encoder.checkpoint,
@@ -223,13 +227,19 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     return work
 
 
-def name_variants(arguments: argparse.Namespace, base: Settings, name: str) -> dict[str, Settings]:
-    """The settings of each run by its name; with several seeds or ks, their values end the names."""
-    top_ks = arguments.top_k or [base.top_k]
+def check_names(arguments: argparse.Namespace, pairs: Any):
+    """Refuse a bad name, and that of a finished run, before anything that takes time."""
+    for path in map(features.run_path, name_variants(arguments, pairs)):
+        if not arguments.overwrite and features.read_unfinished(path) is None:
+            features.check_free(path)
+
+
+def name_variants(arguments: argparse.Namespace, pairs: Any) -> dict[str, tuple[int | None, int]]:
+    """The k (None: the encoder's own) and the seed of each run by its name, which several of them end."""
+    name = arguments.runname or default_name(arguments, pairs)
+    top_ks = arguments.top_k or [None]
     return {
-        name + f"_k{k}" * (len(top_ks) > 1) + f"_seed{seed}" * (len(arguments.seeds) > 1): base._replace(
-            top_k=k, seed=seed
-        )
+        name + f"_k{k}" * (len(top_ks) > 1) + f"_seed{seed}" * (len(arguments.seeds) > 1): (k, seed)
         for seed in arguments.seeds
         for k in top_ks
     }
@@ -251,7 +261,7 @@ def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
 def open_folders(work: Work, overwrite: bool) -> float:
     """Make the run folders, or find those of this very command when it was cut short; returns the seconds it had run.
 
-    A whole run and another command's unfinished one are refused, unless they are to be overwritten.
+    A whole run and what another command has begun are refused, unless they are to be overwritten.
     """
     folders = [job.folder for job in work.jobs]
     marks = {folder: features.read_unfinished(folder) for folder in folders}
@@ -261,7 +271,7 @@ def open_folders(work: Work, overwrite: bool) -> float:
     for folder in folders:
         features.start_run(folder.name, overwrite)
         difference = first_difference(marks[folder] or work.identity, work.identity)
-        if difference and not overwrite:
+        if difference and not overwrite and has_begun(marks[folder]):
             raise UserError(
                 f"{folder} holds an unfinished run of another command ({difference}): give that command again to "
                 "finish it, add --overwrite to drop it, or choose another --runname"
@@ -271,6 +281,12 @@ def open_folders(work: Work, overwrite: bool) -> float:
         folder.mkdir()
         features.mark_unfinished(folder, work.identity)
     return 0.0
+
+
+def has_begun(mark: dict[str, Any]) -> bool:
+    """Whether an unfinished command got so far that there is something to go on from."""
+    first = features.run_path(next(iter(mark["runs"])))
+    return any(first.glob("unfinished-*.safetensors"))
 
 
 def forget_unfinished(work: Work):
@@ -294,7 +310,9 @@ def first_difference(before: Any, now: Any, name: str = "") -> str | None:
             if found := first_difference(before.get(key), now.get(key), key):
                 return found
         return None
-    return None if before == now else f"{name} was {before}, now {now}"
+    if before == now:
+        return None
+    return "other samples" if name == "fingerprint" else f"{name} was {before}, now {now}"
 
 
 def held_out_rows(n_samples: int, seed: int) -> Bool[np.ndarray, " sample"]:
@@ -793,7 +811,8 @@ def draw_curve(file: Path, layers: list[str], history: list):
     for axes, field, title in zip(figure.subplots(1, 2), (1, 2), ("FVU", "dead fraction"), strict=True):
         for i, layer in enumerate(layers):
             shade = 0.85 * i / max(1, len(layers) - 1)
-            axes.plot(steps, [found[i][field] for _, found in history], color=colour(shade), label=layer)
+            values = [found[i][field] for _, found in history]
+            axes.plot(steps, values, "." * (len(steps) < 10) + "-", color=colour(shade), label=layer)
         axes.set(xlabel="step", title=f"{title} in training", ylim=(0, None))
     axes.legend(fontsize=7, ncols=1 + len(layers) // 13)
     with features.replacing(file) as temporary:
@@ -830,6 +849,9 @@ def table(recorded: features.Run) -> str:
         lines.append(f"{layer:<8} {width:>7} {fit} {l0:7.1f} {dead:7.3f} {dense:7.3f}")
     kind = "held-out samples" if manifest["held_out"] else "samples, which it was trained on too"
     lines.append(f"scores on {manifest['evaluated_samples']} {kind}")
+    if bad := [layer for layer in recorded.layers if (manifest["fvu"][layer] or 0) > 1]:
+        cause = "is --sae of this encoder and these layers?" if manifest["training"]["sae"] else "lower --lr"
+        lines.append(f"{', '.join(bad)}: an FVU above 1 is worse than the mean of the data: {cause}")
     memory = manifest["peak_gpu_memory"] or manifest["peak_memory"]
     lines.append(
         f"run {recorded.name}: {recorded.n_samples} samples of {manifest['dataset']['name']}, "

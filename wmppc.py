@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from commandline import Parser, UserError, output, positive, script
+from commandline import Parser, UserError, output, picture, positive, script
 
 METRICS = ("wmppc", "mppc", "hungarian", "cka", "mutual_knn")
 LABELS = {
@@ -58,7 +58,7 @@ def parse(argv):
     add("--metrics", nargs="+", choices=METRICS, help="scores (default: wmppc, and for one pair mppc too)")
     add("--csv", type=output, metavar="FILE", help="write the scores, a line each")
     add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
-    add("--plot", type=output, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
+    add("--plot", type=picture, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
     add(
         "--memory", type=positive, metavar="GIB", help="for runs held at once (default: half of what is free)"
     )
@@ -120,7 +120,7 @@ def print_pair(directions: tuple[Any, Any], metrics: list[str]):
             pairs = [d.scores[metric].get(scope) for scope in ("all_layers", "last_layer")]
             cells = "".join(f"{number(s.value):>13}{number(s.floor):>8}" if s else " " * 21 for s in pairs)
             print(f"{LABELS[metric]:{labels}}{name:{width}}{cells}")
-    for name, d in zip(names, directions, strict=True):
+    for name, d in dict(zip(names, directions, strict=True)).items():  # a run against itself: once
         print(f"\nwMPPC layer by layer, {name} (rows -> columns)")
         print_table(d.source_layers, d.target_layers, [[cell.value for cell in row] for row in d.layers])
     print(f"\n{FLOOR}")
@@ -211,7 +211,7 @@ def plot_matrix(file: Path, directions: tuple[Any, ...]):
     """The run x run heat map of wMPPC over all layers."""
     rows, columns = axes(directions)
     figure, (left,) = panels([(len(rows), len(columns))])
-    title = "wMPPC, all layers: how much of the row's features the column has"
+    title = "wMPPC, all layers (rows -> columns)"
     heat_map(left, rows, columns, grid(directions, "wmppc", "all_layers", "value"), title)
     save(figure, file)
 

@@ -152,7 +152,7 @@ def reach(name: str, repository: str, offline: bool, missing: Exception):
 def nearest(name: str) -> str:
     """'did you mean A, B? ' of the paper's checkpoints, or nothing."""
     known = sorted({checkpoint for row in REGISTRY.values() for checkpoint in row.checkpoints} | set(DINOV2))
-    close = difflib.get_close_matches(name, known, 3, 0.9)
+    close = [other for other in difflib.get_close_matches(name, known, 3, 0.9) if other != name]
     return f"did you mean {', '.join(close)}? " if close else ""
 
 

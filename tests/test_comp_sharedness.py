@@ -70,7 +70,7 @@ def test_one_percent_is_printed_unless_told(capsys):
     rows = capsys.readouterr().out.splitlines()
     start = next(i for i, row in enumerate(rows) if row.split()[:1] == ["feature"])
     assert rows[start].split() == ["feature", "Delta", "S", "rho", "G", "rho", "M"]
-    assert [int(row.split()[0]) for row in rows[start + 1 :]] == found.feature[:3].tolist()
+    assert [int(row.split()[0]) for row in rows[start + 1 :]] == found.feature[found.total > 0][:3].tolist()
     comp_sharedness.main([*arguments, "--top", "7"])
     assert len(capsys.readouterr().out.splitlines()) == start + 1 + 7
 
@@ -145,3 +145,24 @@ def test_mistakes_end_in_one_line(capsys):
     assert "run.json" in complaint(capsys, [*ARGUMENTS, "--csv", "sae_features/M/run.json/delta.csv"])
     assert "does not name its samples" in complaint(capsys, [*ARGUMENTS, "--show"])
     assert "--top" in complaint(capsys, [*ARGUMENTS, "--top", "0"])
+
+
+def test_a_run_in_both_groups_is_refused(capsys):
+    five_runs()
+    said = complaint(capsys, ["--source", "M", "--min_group", "G1", "--max_group", "G1", "H1"])
+    assert said == "error: run 'G1' is in both groups: leave it out of one"
+
+
+def test_a_feature_that_never_fired_is_not_among_the_first(capsys):
+    rng = np.random.default_rng(0)
+    codes = rng.random((50, 4))
+    codes[:, 0] = 0
+    make_run("M", {"layer0": codes})
+    make_run("G", {"layer0": rng.random((50, 20))})
+    make_run("H", {"layer0": codes})
+    found = comp_sharedness.main(
+        ["--source", "M", "--min_group", "G", "--max_group", "H", "--top", "4", "--plot", "a.png"]
+    )
+    assert found.feature[0] == 0  # its Delta is 0, those of the others below
+    rows = capsys.readouterr().out.splitlines()
+    assert [int(row.split()[0]) for row in rows[-3:]] == found.feature[1:].tolist()

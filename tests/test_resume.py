@@ -113,6 +113,13 @@ def test_another_commands_unfinished_run_is_refused_by_name_and_kept(cut_short, 
     assert run.manifest["training"]["epochs"] == 4
 
 
+def test_what_an_unfinished_command_has_not_begun_is_in_nobodys_way(cut_short):
+    """It was stopped before it had trained a step that it could go on from."""
+    features.run_path("run").joinpath("unfinished-training.safetensors").unlink()
+    (run,) = cut_short(top_k=[3])
+    assert run.manifest["training"]["top_k"] == 3
+
+
 def test_a_finished_run_is_never_gone_on_with(cut_short):
     cut_short()
     with pytest.raises(UserError, match="run 'run' exists"):

@@ -135,6 +135,8 @@ FOLDER = ("--dataset", "folder", "--data_root", "photos", "--runname", "never")
     [
         (["--model", "Clip"], ["'Clip'", "ClipVision", "DinoV2"]),
         (["--model", "ClipText"], ["'ClipText'", "ClipVision"]),
+        (["--model", "DinoV3"], ["type DinoV2"]),
+        (["--sae", "nowhere"], ["--sae nowhere is no folder"]),
         (["--model", "ViT", "--checkpoint", "no/such"], ["no/such"]),
         (["--checkpoint", "whatever"], ["whatever", "--model"]),
         (
@@ -151,7 +153,7 @@ FOLDER = ("--dataset", "folder", "--data_root", "photos", "--runname", "never")
         (["--expansion", "4"], ["--expansion"]),
         (["--runname", "a/b"], ["'a/b'"]),
         (["--dataset", "imagenet"], ["'imagenet'", "coco", "folder"]),
-        (["--data_root", "nowhere"], ["nowhere"]),
+        (["--data_root", "nowhere"], ["--data_root nowhere is no folder"]),
         (["--limit", "0"], ["0", "at least 1"]),
         (["--runname", "image"], ["'image' exists", "--overwrite"]),
     ],
@@ -213,6 +215,7 @@ def test_an_unreadable_picture_is_named_with_its_row(photos, capsys, workers):
 
 def test_unreadable_pictures_can_be_left_out_of_both_sides(photos, capsys):
     (photos / "7.png").write_bytes(b"no picture")
+    complaint(capsys, train_image.main, *BAD, "--runname", "image")  # of which nothing stays in the way
     (image,) = train_image.main([*BAD, "--skip_unreadable", "--runname", "image"])
     (text,) = train_text.main([*BAD, "--skip_unreadable", "--runname", "text"])
     features.check_aligned([image, text])
@@ -233,12 +236,25 @@ def test_unreadable_pictures_can_be_left_out_of_both_sides(photos, capsys):
         (show.main, ["--run", "image", "--layer", "7"], ["7", "layer0, layer1, layer2"]),
         (show.main, ["--run", "image", "--data_root", "nowhere"], ["nowhere"]),
         (show.main, ["--run", "image", "--top", "0"], ["'0'"]),
+        (show.main, ["--run", "image", "--out", "sae_features/image/run.json"], ["run.json is no folder"]),
+        (wmppc.main, ["--source", "image", "--target", "text", "--plot", "a.xyz"], ["a.xyz", ".png", ".pdf"]),
     ],
 )
 def test_mistakes_about_runs_end_in_one_line(here, capsys, main, words, said):
     line = complaint(capsys, main, *words)
     for part in said:
         assert part in line
+
+
+def test_an_interrupted_script_says_so_in_one_line(here, capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "open_run", interrupted)
+    with pytest.raises(SystemExit) as left:
+        show.main(["--run", "image"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted: give the same command again\n"
 
 
 def test_incomplete_and_unaligned_runs_are_refused(photos, capsys):
