@@ -487,12 +487,10 @@ def open_folder(location: str | None) -> Opened:
     if location is None:
         raise UserError("data set 'folder' needs --data_root DIR, a folder of pictures with a captions.jsonl")
     root = Path(location)
+    if not root.is_dir():
+        raise UserError(f"--data_root {location} is no folder: name the one with the pictures and captions")
     found = [root / name for name in LISTINGS if (root / name).is_file()]
     if len(found) != 1:
-        if not root.is_dir():
-            raise UserError(
-                f"--data_root {location} is no folder: name the one with the pictures and captions"
-            )
         has = "both captions.jsonl and captions.tsv" if found else "neither captions.jsonl nor captions.tsv"
         raise UserError(f"{root.absolute()} has {has}; data set 'folder' needs one, of files and captions")
     captions: dict[str, list[str]] = {}

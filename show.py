@@ -20,7 +20,7 @@ def main(argv=None):
     choice.add_argument(
         "--top",
         type=positive,
-        help="the so many features of the highest summed activation; by default all that are active on 16 samples",
+        help=f"the so many features of the highest summed activation; by default all active on {AT_LEAST} samples",
     )
     parser.add_argument("--data_root", help="where the pictures are now, if they have moved")
     parser.add_argument("--out", type=folder, default=Path("imgs"), help="the sheets go to OUT/RUN/")
