@@ -54,7 +54,8 @@ class Pairs:
     """A data set of pairs; picklable and without open files, so that loader workers can share it.
 
     `read(place)` gives a picture or a file's bytes; `source` holds the arguments with which `open_pairs`
-    opens the same rows again; `unreadable` lists the {"id", "path", "why"} that `skip_unreadable` left out.
+    opens the same rows again; `unreadable` lists the {"id", "path", "why"} that `skip_unreadable` left out;
+    `files` are the listings, annotations and tables that the rows were read from.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Pairs:
     read: Callable[[Any], Any]
     source: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, str]] = field(default_factory=list)
+    files: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,8 +85,21 @@ class Pairs:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over the ordered ids, one a line: runs whose fingerprints agree are about the same rows."""
-        return hashlib.sha256("".join(f"{name}\n" for name in self.ids).encode()).hexdigest()
+        """`features.fingerprint` of the ids and first captions: where it agrees, two runs have the same rows."""
+        import features  # here, since it imports numpy, which takes as long as all of `--help` may
+
+        return features.fingerprint((sample.id, sample.captions[0]) for sample in self.samples)
+
+    def file_stamp(self) -> str:
+        """sha256 over name, size and date (mtime_ns) of the files that hold the rows, whose content is not read.
+
+        Names are relative to `data_root`, so that a data set that was moved keeps its stamp. One look a file:
+        one a picture, or a shard. What is only on the hub is known by the files that it was stored in here.
+        """
+        named = dict.fromkeys((os.path.basename(path), path) for path in self.files)
+        named |= dict.fromkeys((_stamped(sample)) for sample in self.samples)
+        lines = (f"{name} {_stamp(path)}\n" for name, path in named if path)
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def image(self, row: int) -> Image.Image:
         """Row `row` as an upright RGB picture. Error: it cannot be read (names row, id and file)."""
@@ -118,6 +133,13 @@ class Pairs:
                 f"row {row} (id {sample.id!r}): cannot read {sample.file} ({_reason(why)}); repair it, "
                 "or leave unreadable items out of image and text runs alike with --skip_unreadable"
             ) from why
+
+
+def _stamped(sample: Sample) -> tuple[str, str | None]:
+    """The name and the path of the file that holds a row; no path where `Pairs.files` has it."""
+    if isinstance(sample.place, Span):
+        return os.path.basename(sample.place.path), sample.place.path
+    return sample.file, sample.place if isinstance(sample.place, str) else None
 
 
 def _side(sample: Sample) -> str:
@@ -207,7 +229,8 @@ class Opened(NamedTuple):
     """What an opening function hands back.
 
     The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of
-    containers that are damaged, and what besides ids and dates of files tells one version from another.
+    containers that are damaged, what besides ids and dates of files tells one version from another, and the
+    files that the rows were read from besides those that `samples` name.
     """
 
     name: str
@@ -216,6 +239,7 @@ class Opened(NamedTuple):
     data_root: str | None
     damaged: Sequence[dict[str, str]] = ()
     version: str = ""
+    files: Sequence[str] = ()
 
 
 def open_pairs(
@@ -249,7 +273,7 @@ def open_pairs(
     samples = _chosen(samples, unreadable or [], caption)
     if not samples:
         raise UserError(f"data set {dataset!r} at {opened.data_root} holds no readable file with a caption")
-    return Pairs(opened.name, samples, opened.read, source, unreadable or [])
+    return Pairs(opened.name, samples, opened.read, source, unreadable or [], opened.files)
 
 
 def reopen(run: Any, data_root: str | None = None) -> Pairs:
@@ -406,7 +430,7 @@ def open_demo(location: str | None) -> Opened:
 
     names = [f"scene{row:05d}" for row in range(scenes.N_DEMO)]
     samples = [Sample(name, name, list(scenes.captions(row)), row) for row, name in enumerate(names)]
-    return Opened("demo", samples, _demo_picture, None)
+    return Opened("demo", samples, _demo_picture, None, files=[scenes.__file__])
 
 
 def _demo_picture(row: int) -> Image.Image:
@@ -440,7 +464,8 @@ def open_coco(location: str | None, split: str = "train2017") -> Opened:
         Sample(str(image), f"{split}/{files[image]}", captions[image], str(root / split / files[image]))
         for image in sorted(captions)
     ]
-    return Opened("coco" if split == "train2017" else f"coco_{split}", samples, _file_bytes, location)
+    name = "coco" if split == "train2017" else f"coco_{split}"
+    return Opened(name, samples, _file_bytes, location, files=[str(annotations)])
 
 
 def _require_found(name: str, paths: Iterable[Path], help: str):
@@ -500,7 +525,7 @@ def open_folder(location: str | None) -> Opened:
             raise UserError(f"{where}: {file!r} is not relative to {location}")
         captions.setdefault(PurePosixPath(file).as_posix(), []).extend(text.strip() for text in texts)
     samples = [Sample(file, file, texts, str(root / file)) for file, texts in captions.items() if texts]
-    return Opened(root.absolute().name, samples, _file_bytes, location)
+    return Opened(root.absolute().name, samples, _file_bytes, location, files=[str(found[0])])
 
 
 def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
@@ -566,7 +591,8 @@ def open_flowers102(location: str | None) -> Opened:
     location = location or "data/flowers102"
     root = Path(location)
     _require_found("flowers102", (root / "jpg", root / "text_c10"), FLOWERS_HELP)
-    captions = {path.stem: _lines(path) for path in sorted(root.glob("text_c10/class_*/image_*.txt"))}
+    texts = sorted(root.glob("text_c10/class_*/image_*.txt"))
+    captions = {path.stem: _lines(path) for path in texts}
     pictures = sorted((root / "jpg").glob("image_*.jpg"))
     samples = [
         Sample(path.stem, f"jpg/{path.name}", captions[path.stem], str(path))
@@ -576,7 +602,7 @@ def open_flowers102(location: str | None) -> Opened:
     if len(samples) < len(pictures):
         unpaired = len(pictures) - len(samples)
         _say(f"flowers102: {unpaired} of {len(pictures)} pictures have no caption and are left out")
-    return Opened("flowers102", samples, _file_bytes, location)
+    return Opened("flowers102", samples, _file_bytes, location, files=[*map(str, texts)])
 
 
 def _lines(path: Path) -> list[str]:
@@ -764,7 +790,15 @@ def open_hf(
     if len(samples) < len(ids):
         _say(f"hf: {len(ids) - len(samples)} of {len(ids)} rows have no caption and are left out")
     name = Path(location).stem if Path(location).is_file() else Path(location).name
-    return Opened(name, samples, read, None, version=dataset._fingerprint)
+    files = _files_below(location) + [file["filename"] for file in dataset.cache_files]
+    return Opened(name, samples, read, None, version=dataset._fingerprint, files=files)
+
+
+def _files_below(location: str) -> list[str]:
+    """The files of a data set that lies in a local file or folder, sorted; none of one on the hub."""
+    if os.path.isfile(location):
+        return [location]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(location) for name in names)
 
 
 def _load_hf(name: str, subset: str | None, split: str | None) -> Any:

@@ -13,18 +13,23 @@ read too, so that old recordings can be compared.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SAMPLES_AS_IDS = (
+    1  # the format whose fingerprint was of the ids alone, and is worked out anew from the samples
+)
 ROOT = Path("sae_features")
 PART_ROWS = 4096  # rows in one features-*.npz: what a killed recording has to do again at most
 MANIFEST, UNFINISHED = "run.json", "unfinished.json"
@@ -50,7 +55,7 @@ class Run(NamedTuple):
 
     @property
     def fingerprint(self) -> str | None:
-        """sha256 over the sample ids; None for a run of the original, which names no samples."""
+        """`fingerprint` of the samples; None for a run of the original, which names none."""
         return self.manifest["dataset"]["fingerprint"]
 
     def layer(self, number: int) -> str:
@@ -91,10 +96,7 @@ class Run(NamedTuple):
 
     def samples(self) -> list[dict[str, str]]:
         """One dict a row with `id`, `image` and `caption`; empty for a run of the original."""
-        path = self.path / "samples.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [] if self.manifest["format_version"] == 0 else _read_samples(self.path, self.n_samples)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -129,21 +131,55 @@ def run_path(name: str) -> Path:
     return ROOT / name
 
 
+def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
+    """sha256 over the rows in order, a line each of id, tab, first caption: it tells which samples a run is of.
+
+    Ids alone would not: in many data sets they are row numbers or file names, which unrelated ones share.
+    """
+    digest = hashlib.sha256()
+    for name, caption in rows:
+        digest.update(f"{name}\t{caption}\n".encode())
+    return digest.hexdigest()
+
+
 def check_aligned(runs: list[Run]):
-    """Refuse runs whose rows are not the same samples in the same order."""
-    first = runs[0]
-    for other in runs[1:]:
-        same_ids = None in (first.fingerprint, other.fingerprint) or first.fingerprint == other.fingerprint
-        if first.n_samples != other.n_samples or not same_ids:
+    """Refuse runs whose rows are not the same samples in the same order, as far as runs name their samples."""
+    known = [run for run in runs if run.fingerprint] or runs
+    for run in runs:
+        if run.fingerprint is None:
+            print(
+                f"run {run.name!r} does not name its samples: only their number is compared", file=sys.stderr
+            )
+    for other in runs:
+        same = other.fingerprint in (None, known[0].fingerprint)
+        if other.n_samples != known[0].n_samples or not same:
             raise UserError(
-                f"runs {first.name!r} and {other.name!r} are not comparable: {_data_line(first)} against "
+                f"runs {known[0].name!r} and {other.name!r} are not comparable: {_data_line(known[0])} against "
                 f"{_data_line(other)}; record both on the same --dataset, --data_root and --limit"
             )
 
 
 def _data_line(run: Run) -> str:
-    ids = f"ids {run.fingerprint[:12]}" if run.fingerprint else "ids unknown"
-    return f"{run.manifest['dataset']['name']} ({run.n_samples} samples, {ids})"
+    dataset = run.manifest["dataset"]
+    place = (dataset.get("source") or {}).get("data_root")
+    rows = f"fingerprint {run.fingerprint[:12]}" if run.fingerprint else "samples unknown"
+    return f"{dataset['name']}{f' at {place}' if place else ''} ({run.n_samples} samples, {rows})"
+
+
+def _read_samples(path: Path, n_samples: int) -> list[dict[str, str]]:
+    try:
+        lines = (path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+        samples = [json.loads(line) for line in lines if line]
+        texts = [sample[key] for sample in samples for key in ("id", "image", "caption")]
+        whole = len(samples) == n_samples and all(isinstance(text, str) for text in texts)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"run {path.name!r} does not tell which {n_samples} samples it is of: {path}/samples.jsonl is missing "
+            "or damaged; put the file back, or record the run again with --overwrite"
+        )
+    return samples
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -154,6 +190,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is damaged ({error}); record the run again with --overwrite"
         ) from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version == SAMPLES_AS_IDS:
+        rows = [(row["id"], row["caption"]) for row in _read_samples(path, manifest["n_samples"])]
+        return manifest | {"dataset": manifest["dataset"] | {"fingerprint": fingerprint(rows)}}
     if version != FORMAT_VERSION:
         raise UserError(
             f"run {path.name!r} has format version {version} and this toolkit reads {FORMAT_VERSION}; "

@@ -116,8 +116,9 @@ def test_names_in_the_picture_do_not_cover_each_other():
 def test_the_sheets_of_the_first_features_are_made(capsys):
     pairs = data.open_pairs("demo", limit=40)
     rng = np.random.default_rng(0)
-    make_run("M", {"layer0": rng.random((40, 5))}, ids=pairs.ids, source=pairs.source)
-    make_run("G", {"layer0": rng.random((40, 4))}, ids=pairs.ids)
+    rows = {"ids": pairs.ids, "captions": [pairs.caption(row) for row in range(40)]}
+    make_run("M", {"layer0": rng.random((40, 5))}, source=pairs.source, **rows)
+    make_run("G", {"layer0": rng.random((40, 4))}, **rows)
     arguments = ["--source", "M", "--min_group", "G", "--max_group", "M", "--top", "2", "--show"]
     found = comp_sharedness.main(arguments)
     sheets = sorted(path.name for path in Path("imgs/M").iterdir())

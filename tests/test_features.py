@@ -1,6 +1,8 @@
 """The run folder: what is written is read back, and what is not whole is refused."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import scipy.sparse
 import torch
 from runs import make_run
 
+import comparison
 import features
 from features import UserError
 
@@ -91,7 +94,7 @@ def test_a_run_without_its_manifest_is_incomplete():
     assert features.run_names() == []
 
 
-@pytest.mark.parametrize("content", ["{", "", "[]", "{}", '{"format_version": 2}'])
+@pytest.mark.parametrize("content", ["{", "", "[]", "{}", '{"format_version": 3}'])
 def test_a_foreign_or_damaged_manifest_is_refused(content):
     run = make_run("clip", {"layer0": codes()})
     (run.path / "run.json").write_text(content)
@@ -139,6 +142,67 @@ def test_layers_are_found_by_number():
         run.layer(4)
     with pytest.raises(UserError, match="no layer -3"):
         run.layer(-3)
+
+
+def in_the_older_format(run):
+    """Rewrite a run as format 1 had it: its fingerprint is of the ids alone."""
+    ids = "".join(f"{sample['id']}\n" for sample in run.samples())
+    old = {
+        "format_version": 1,
+        "dataset": {"name": "old", "fingerprint": hashlib.sha256(ids.encode()).hexdigest()},
+    }
+    (run.path / "run.json").write_text(json.dumps(run.manifest | old))
+    return features.open_run(run.name)
+
+
+def test_the_fingerprint_is_sha256_over_lines_of_id_tab_first_caption():
+    expected = hashlib.sha256("a.png\ta caf\xe9\nb.png\t\n".encode()).hexdigest()
+    assert features.fingerprint([("a.png", "a caf\xe9"), ("b.png", "")]) == expected
+
+
+@pytest.mark.parametrize("age", [(), ("here",), ("there",), ("here", "there")])
+def test_the_same_ids_with_other_captions_are_other_samples_for_older_runs_too(age):
+    runs = {name: make_run(name, {"layer0": codes()}) for name in ("here", "same")}
+    runs["there"] = make_run("there", {"layer0": codes()}, captions=[f"a car {row}" for row in range(10)])
+    runs |= {name: in_the_older_format(runs[name]) for name in age}
+    features.check_aligned([runs["here"], runs["same"]])
+    with pytest.raises(UserError, match=r"'here' and 'there' are not comparable: .* against "):
+        features.check_aligned([runs["here"], runs["there"]])
+
+
+def test_kept_scores_are_not_of_a_run_whose_samples_changed():
+    old = in_the_older_format(make_run("old", {"layer0": codes()}))
+    kept = comparison.identity(old)
+    samples = [sample | {"caption": "another"} for sample in old.samples()]
+    features.write_samples(old.path, samples)
+    assert comparison.identity(features.open_run("old")) != kept
+
+
+@pytest.mark.parametrize("content", [None, "", '{"id": "sample0"', "\xff"])
+def test_a_run_that_does_not_tell_its_samples_is_refused(content):
+    run = make_run("clip", {"layer0": codes()})
+    path = run.path / "samples.jsonl"
+    path.unlink() if content is None else path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match="'clip' does not tell which 10 samples it is of: .*samples.jsonl"):
+        run.samples()
+    run.manifest["format_version"] = 1
+    (run.path / "run.json").write_text(json.dumps(run.manifest))
+    with pytest.raises(UserError, match="'clip' does not tell which 10 samples it is of: .*samples.jsonl"):
+        features.open_run("clip")
+
+
+def test_runs_of_the_original_do_not_hide_that_others_differ(capsys):
+    Path("sae_features/old").mkdir(parents=True)
+    torch.save(torch.zeros(10, 6), "sae_features/old/layer0.pt")
+    old = features.open_run("old")
+    one, other = (
+        make_run("one", {"layer0": codes()}),
+        make_run("other", {"layer0": codes()}, captions=["x"] * 10),
+    )
+    features.check_aligned([one, old])
+    assert capsys.readouterr().err.count("run 'old' does not name its samples") == 1
+    with pytest.raises(UserError, match="'one' and 'other'"):
+        features.check_aligned([old, one, other])
 
 
 def test_runs_of_other_samples_are_not_comparable():
