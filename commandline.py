@@ -45,19 +45,43 @@ def complain(message: str):
 
 
 def script(main):
-    """Decorate a script's `main(argv=None)`: a `UserError` from anywhere below ends in `complain`."""
+    """Decorate a script's `main(argv=None)`: a `UserError` from anywhere below ends in `complain`.
+
+    What a console cannot show is printed as "?", and where the reader of a pipe has left (`| head`), so do we.
+    """
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         try:
-            return main(argv)
+            found = main(argv)
+            print(end="", flush=True)  # here, where it is known what to do if the reader has left
+            return found
         except UserError as mistake:
             complain(str(mistake))
         except KeyboardInterrupt:
             print("interrupted: give the same command again", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:
+            if not close_broken_pipes():
+                raise
+            raise SystemExit(141) from None  # as a program that SIGPIPE ends
 
     return wrapped
+
+
+def close_broken_pipes() -> bool:
+    """Point those of our outputs whose readers have left to nowhere; returns whether there were any."""
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            found = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return found
 
 
 def positive(text: str) -> int:

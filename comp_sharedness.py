@@ -35,7 +35,6 @@ def main(argv=None) -> Sharedness:
     """Print the first of the features that M shares with all of G and with none of H; returns all of them."""
     arguments = parse(argv)
 
-    import comparison
     import features
 
     source = features.open_run(arguments.source)
@@ -44,6 +43,11 @@ def main(argv=None) -> Sharedness:
     ]
     check_groups(source, *groups)
     features.check_aligned([source, *groups[0], *groups[1]])
+    for run in (source, *groups[0], *groups[1]):
+        run.layer(arguments.layer)
+
+    import comparison  # after what can be said without numba
+
     shared = compare(source, *groups, arguments.layer)
     if comparison.team().rank == 0:
         report(arguments, source, shared)

@@ -13,6 +13,7 @@ import os
 import sys
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from correlation import Codes, ColumnSums, Maxima, Sums
 
 OLDER = ("hungarian", "cka", "mutual_knn")  # scores of the last layers only, the same in both directions
 METRICS = ("wmppc", "mppc", *OLDER)
-KEPT_VERSION = 1  # of the kept scores: raise it where a definition changes
+KEPT_VERSION = 2  # of the kept scores: raise it where a definition changes
+DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
 FLOOR_SEED = 0  # of the row permutation that a floor is the score of
 N_NEIGHBOURS, NEIGHBOUR_ROWS = (
     10,
@@ -39,6 +41,11 @@ class Score(NamedTuple):
 
     value: float
     floor: float
+
+    @staticmethod
+    def of(value: float, floor: float) -> "Score":
+        """Both numbers, the same however the rows were shared out and added up."""
+        return Score(round(float(value), DECIMALS), round(float(floor), DECIMALS))
 
 
 class Direction(NamedTuple):
@@ -77,12 +84,15 @@ class Cell(NamedTuple):
 
 
 class Reader:
-    """The layers of runs, each read once while `memory` bytes hold them; then the longest unused goes."""
+    """The layers of runs, each read once while `memory` bytes hold them; then the longest unused goes.
+
+    `memory` is the whole machine's, by default half of what is free: each of its processes takes its share.
+    """
 
     def __init__(self, memory: int | None = None):
-        agreed = np.array([float(memory or free_memory() // 2)])
+        agreed = np.array([float((memory or free_memory() // 2) // processes_here())])
         add_up(agreed, "MIN")
-        self.memory = int(agreed[0])
+        self.memory = max(int(agreed[0]), 1)
         self._held: dict[tuple[str, str], Codes] = {}
         self._shape: dict[tuple[str, str], tuple[int, float]] = {}
         self._sums: dict[tuple[str, str], ColumnSums] = {}
@@ -125,33 +135,78 @@ class Reader:
 
 
 def free_memory() -> int:
-    """Bytes that a process may still use, or half of the machine's where the system does not say."""
+    """Bytes that may still be used: of the machine (half of all, where it does not say), and of our cgroups."""
     try:
         with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([free, *cgroup_room()])
+
+
+def cgroup_room(root: Path = Path("/")) -> list[int]:
+    """Bytes left below the memory limit of each cgroup that this process is in: containers and job schedulers
+    set them, and the system's free memory does not heed them.
+    """
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in groups:
+        if controllers in ("", "memory"):  # version 2, and version 1
+            mount = root / "sys/fs/cgroup" / controllers
+            group = mount / path.strip("/")
+            found += [_room(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+    return [room for room in found if room is not None]
+
+
+def _room(group: Path) -> int | None:
+    """Bytes left below one cgroup's limit, what is cached of files counted as free; None without a limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = int((group / limit).read_text()), int((group / used).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+        return max(most - max(now - cached, 0), 0)
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def permutation(n_samples: int) -> np.ndarray:
+    """The one permutation that every floor is of: the source's row n is paired with the target's row [n]."""
+    rows = np.arange(n_samples, dtype=np.int32 if n_samples < 1 << 31 else np.int64)  # less to hold
+    return np.random.default_rng(FLOOR_SEED).permutation(rows)
 
 
 def shuffled_rows(run: features.Run) -> np.ndarray:
     """The permutation of a floor: the same for all runs of the same samples."""
-    return np.random.default_rng(FLOOR_SEED).permutation(run.n_samples)
+    return permutation(run.n_samples)
 
 
-def shuffled_blocks(run: features.Run, layer: str, rows: slice = slice(None)) -> Iterator[Any]:
-    """`rows` of a layer in another order: block by block from the middle on, each with its rows permuted."""
-    import scipy.sparse
+def shuffled_blocks(
+    run: features.Run, layer: str, rows: slice = slice(None), memory: int = 1 << 62
+) -> Iterator[Any]:
+    """A layer in the order of `shuffled_rows`, of which `rows` only, in blocks of CSR [row, feature].
 
-    first, last, _ = rows.indices(run.n_samples)
-    starts = np.arange(0, run.n_samples, features.PART_ROWS)
-    seen = 0
-    for number in np.roll(np.arange(len(starts)), len(starts) // 2):
-        block = slice(starts[number], min(starts[number] + features.PART_ROWS, run.n_samples))
-        order = np.random.default_rng([FLOOR_SEED, number]).permutation(block.stop - block.start)
-        inside = order[max(first - seen, 0) : max(last - seen, 0)]
-        if len(inside):
-            yield scipy.sparse.vstack(list(run.blocks(layer, block)), format="csr")[inside]
-        seen += len(order)
+    The layer is read once for all rows that `memory` bytes hold, so that memory decides how often it is read,
+    and never which rows are paired.
+    """
+    order = shuffled_rows(run)[rows]
+    first = next(run.blocks(layer))
+    row_bytes = max(first.nnz, 1) / first.shape[0] * ENTRY_BYTES
+    step = int(min(max(memory / row_bytes, features.PART_ROWS), max(len(order), 1)))
+    for start in range(0, len(order), step):
+        wanted = order[start : start + step]
+        ascending = np.argsort(wanted)
+        chunk = chosen_rows(run, layer, wanted[ascending])[np.argsort(ascending)]
+        for block in range(0, len(wanted), features.PART_ROWS):
+            yield chunk[block : block + features.PART_ROWS]
 
 
 def own_rows(n_samples: int) -> slice:
@@ -169,14 +224,21 @@ def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
         rows = shuffled_rows(cell.source) if cell.shuffled else None
         sides = reader.codes(*cell[:2]), reader.codes(*cell[2:4])
         return correlation.max_correlations(*sides, permutation=rows)
-    blocks, rows = shuffled_blocks if cell.shuffled else features.Run.blocks, own_rows(cell.source.n_samples)
+    rows = own_rows(cell.source.n_samples)
     return correlation.streamed_maxima(
         lambda: cell.source.blocks(cell.source_layer, rows),
-        lambda: blocks(cell.target, cell.target_layer, rows),
+        lambda: target_blocks(cell, rows, reader),
         reader.memory // 2,
         team().rank,
         add_up,
     )
+
+
+def target_blocks(cell: Cell, rows: slice, reader: Reader) -> Iterator[Any]:
+    """The rows of a cell's target that are paired with `rows` of its source."""
+    if cell.shuffled:
+        return shuffled_blocks(cell.target, cell.target_layer, rows, reader.memory // 4)
+    return cell.target.blocks(cell.target_layer, rows)
 
 
 def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -206,8 +268,7 @@ def pair_sums(cell: Cell, reader: Reader) -> Sums:
         target = reader.codes(*cell[2:4]).take(shuffled_rows(cell.source) if cell.shuffled else None)
         return Sums.of(reader.codes(*cell[:2]), target)
     sums = Sums(*widths)
-    blocks = shuffled_blocks if cell.shuffled else features.Run.blocks
-    sides = cell.source.blocks(cell.source_layer), blocks(cell.target, cell.target_layer)
+    sides = cell.source.blocks(cell.source_layer), target_blocks(cell, slice(None), reader)
     for x, y in correlation.aligned(*sides):
         sums.add(x, y)
     return sums
@@ -257,11 +318,11 @@ def direction(source: features.Run, target: features.Run, rho: dict, reader: Rea
         return scores.over_layers(np.array([*map(score, best, total.values())]), widths)
 
     def between(score, i, j) -> Score:
-        return Score(*(score(rho[shuffled, i, j], total[i]) for shuffled in (False, True)))
+        return Score.of(*(score(rho[shuffled, i, j], total[i]) for shuffled in (False, True)))
 
     found = {
         name: {
-            "all_layers": Score(over_all(score, False), over_all(score, True)),
+            "all_layers": Score.of(over_all(score, False), over_all(score, True)),
             "last_layer": between(score, source.layers[-1], target.layers[-1]),
         }
         for name, score in (("wmppc", scores.wmppc), ("mppc", scores.mppc))
@@ -286,34 +347,30 @@ def older_score(metric: str, source: features.Run, target: features.Run, reader:
         else:
             own = (pair_sums(Cell(*side, *side), reader).covariances() for side in (last[:2], last[2:]))
             values.append(scores.linear_cka(sums.covariances(), *own))
-    return Score(*values)
+    return Score.of(*values)
 
 
 def mutual_knn(source: features.Run, source_layer: str, target: features.Run, target_layer: str) -> Score:
     """The overlap of nearest neighbours among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
-    rng = np.random.default_rng(FLOOR_SEED)
-    rows = np.sort(rng.permutation(source.n_samples)[:NEIGHBOUR_ROWS])
+    order = shuffled_rows(source)
+    rows = np.sort(order[:NEIGHBOUR_ROWS])
     if len(rows) <= N_NEIGHBOURS:
         raise UserError(
             f"mutual_knn takes {N_NEIGHBOURS} neighbours of a sample; the runs have {len(rows)} samples"
         )
-    sides = [
-        scores.neighbours(chosen_rows(run, layer, rows), N_NEIGHBOURS)
-        for run, layer in ((source, source_layer), (target, target_layer))
-    ]
-    shuffled = rng.permutation(len(rows))
-    moved = np.argsort(shuffled)[sides[1][shuffled]]  # the neighbours of the target with its rows permuted
-    return Score(scores.mutual_knn(*sides), scores.mutual_knn(sides[0], moved))
+    x, y = (chosen_rows(run, layer, rows) for run, layer in ((source, source_layer), (target, target_layer)))
+    shuffled = np.argsort(np.argsort(order[rows]))  # the floor's permutation among these rows
+    return Score.of(*(scores.mutual_knn(x, other, N_NEIGHBOURS) for other in (y, y[shuffled])))
 
 
 def chosen_rows(run: features.Run, layer: str, rows: np.ndarray) -> Any:
     """Some rows of a layer, in ascending order, without holding the others: scipy CSR [row, feature]."""
     import scipy.sparse
 
-    parts, start = [], 0
+    parts, start, reached = [], 0, 0
     for block in run.blocks(layer):
-        inside = rows[(rows >= start) & (rows < start + block.shape[0])]
-        parts.append(block[inside - start])
+        first, reached = reached, int(np.searchsorted(rows, start + block.shape[0]))
+        parts.append(block[rows[first:reached].astype(np.int64) - start])
         start += block.shape[0]
     return scipy.sparse.vstack(parts, format="csr")
 
@@ -390,19 +447,26 @@ class Team(NamedTuple):
     world: int
 
 
+def processes_here() -> int:
+    """How many of torchrun's processes share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+
+
 @functools.cache
 def team() -> Team:
-    """Join the other processes of a torchrun, if there is one: NCCL where there are GPUs, gloo elsewhere."""
+    """Join the other processes of a torchrun, if there is one; they take turns at the GPUs, if there are any.
+
+    Sums are added up by gloo, on the processor: NCCL refuses two processes on one GPU.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Team(0, 1)
     import torch
 
-    on_gpus = torch.cuda.is_available()
-    if on_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
+        torch.distributed.init_process_group("gloo")
         atexit.register(torch.distributed.destroy_process_group)
     return Team(torch.distributed.get_rank(), world)
 
@@ -415,8 +479,13 @@ def add_up(array: np.ndarray, how: str = "SUM"):
     import torch.distributed as processes
 
     tensor = torch.from_numpy(array)
-    held = tensor.cuda() if processes.get_backend() == "nccl" else tensor
-    processes.all_reduce(held, getattr(processes.ReduceOp, how))
+    held = tensor.cuda() if processes.get_backend() == "nccl" else tensor  # a train script's group, say
+    try:
+        processes.all_reduce(held, getattr(processes.ReduceOp, how))
+    except RuntimeError as error:
+        raise UserError(
+            f"another process has left, which has said why: {str(error).splitlines()[0]}"
+        ) from error
     tensor.copy_(held)
 
 

@@ -9,6 +9,7 @@ All sums that a result is made of are float64, so a correlation is within 1e-6 a
 times its spread. Products of 8-bit or float32 numbers only search for the maxima of dense codes: see `Search`.
 """
 
+import contextlib
 import functools
 import os
 import threading
@@ -548,7 +549,6 @@ def cuda() -> Any:
         return None
     import torch
 
-    torch.set_float32_matmul_precision("highest")  # TF32 errs by more than SEARCH_WINDOW
     return torch if torch.cuda.is_available() else None
 
 
@@ -856,9 +856,21 @@ def _add_product(x: np.ndarray, y: np.ndarray, weights: np.ndarray, products: np
         gemm(1, y.T, x.T, beta=1, c=products.T, trans_b=True, overwrite_c=True)
         return
     y = torch.from_numpy(y).cuda()
-    for first in range(0, x.shape[1], CUDA_FEATURES):
-        block = slice(first, first + CUDA_FEATURES)
-        products[block] += (torch.from_numpy(x[:, block]).cuda().T @ y).cpu().numpy()
+    with whole_float32(torch):
+        for first in range(0, x.shape[1], CUDA_FEATURES):
+            block = slice(first, first + CUDA_FEATURES)
+            products[block] += (torch.from_numpy(x[:, block]).cuda().T @ y).cpu().numpy()
+
+
+@contextlib.contextmanager
+def whole_float32(torch: Any) -> Iterator[None]:
+    """Products of float32 without TF32, which errs by more than FLOAT32_ERROR; other code's setting is kept."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # ----------------------------------------------------------------------------- runs larger than the memory

@@ -80,12 +80,24 @@ class Run(NamedTuple):
         for count, read in parts(self.path, layer):
             inside = slice(max(first - start, 0), min(last - start, count))
             if inside.start < inside.stop:
-                yield read() if inside == slice(0, count) else read()[inside]
+                block = read() if inside == slice(0, count) else read()[inside]
+                self._check_finite(layer, start + inside.start, block)
+                yield block
             start += count
         if start != self.n_samples:
             raise UserError(
                 f"run {self.name!r} is damaged: {layer} holds {start} rows and the manifest says "
                 f"{self.n_samples}; record it again with --overwrite"
+            )
+
+    def _check_finite(self, layer: str, start: int, block: Any):
+        """Refuse a block, from row `start` on, that holds NaN or infinity: no score could be told from it."""
+        if not np.isfinite(block.data).all():
+            entry = np.flatnonzero(~np.isfinite(block.data))[0]
+            row = start + int(np.searchsorted(block.indptr, entry, side="right")) - 1
+            raise UserError(
+                f"run {self.name!r} holds {block.data[entry]} in {layer}, row {row}, feature "
+                f"{block.indices[entry]}: leave the run out, or record it again with --overwrite"
             )
 
     def load(self, layer: str):
@@ -124,8 +136,9 @@ def open_run(name: str) -> Run:
 
 
 def run_path(name: str) -> Path:
-    """The folder of a run's name; `sae_features/NAME`, as a shell completes it, is understood too."""
-    name = name.rstrip("/").removeprefix(f"{ROOT}/")
+    """The folder of a run's name; its path, as a shell completes it (`./sae_features/NAME/`), is understood too."""
+    path = Path(os.path.abspath(name))
+    name = path.name if path.parent == ROOT.absolute() else name.rstrip("/")
     if not re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", name):
         raise UserError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
     return ROOT / name

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+KNN_ROWS = 256  # rows whose similarities with all others are held at once
+
 
 def wmppc(rho: Float[np.ndarray, " feature"], total: Float[np.ndarray, " feature"]) -> float:
     """Σ S_i rho_i / Σ S_i, with `total` = S, the features' summed activations; NaN where none ever fired."""
@@ -69,33 +71,45 @@ def linear_cka(
     return float(np.linalg.norm(cross) ** 2 / scale) if scale > 0 else float("nan")
 
 
-def neighbours(codes: Any, k: int) -> Int[np.ndarray, "row k"]:
-    """Each row's `k` nearest other rows by cosine similarity, in no order.
-
-    `codes` is scipy sparse or numpy [row, feature]. A row without any activation is similar to none.
-    """
-    import scipy.sparse
-
-    codes = scipy.sparse.csr_array(codes, dtype=np.float32)
-    norms = np.sqrt(codes.multiply(codes).sum(axis=1))
-    unit = scipy.sparse.csr_array(codes.multiply(1 / np.maximum(norms, np.finfo(np.float32).tiny)[:, None]))
-    unit = (
-        unit.toarray() if codes.nnz > 0.05 * np.prod(codes.shape) else unit
-    )  # then a dense product is faster
-    found = np.empty((codes.shape[0], k), np.int64)
-    for start in range(0, codes.shape[0], 256):  # a block of similarities at a time, never all pairs
-        similarity = unit[start : start + 256] @ unit.T
-        similarity = similarity.toarray() if scipy.sparse.issparse(similarity) else similarity
-        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -1
-        found[start : start + 256] = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    return found
-
-
-def mutual_knn(source: Int[np.ndarray, "row k"], target: Int[np.ndarray, "row k"]) -> float:
+def mutual_knn(source: Any, target: Any, k: int) -> float:
     """The mean share of each sample's `k` nearest neighbours in one run that are so in the other too.
 
-    Takes what `neighbours` gives (Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987). By
-    chance it is k / (rows - 1).
+    Both sides are scipy sparse or numpy [row, feature], of the same rows (Huh et al., The Platonic Representation
+    Hypothesis, arXiv 2405.07987). By chance it is k / (rows - 1). Neighbours that are equally near share the
+    places left (see `nearness`), each side's independently of the other's: so it is the expected overlap of two
+    independent draws among them, whatever the order of the rows, and rows without activations agree by chance.
     """
-    shared = (source[:, :, None] == target[:, None, :]).any(axis=2)
-    return float(shared.mean())
+    sides, n = [_unit(source), _unit(target)], source.shape[0]
+    shared = 0.0
+    for start in range(0, n, KNN_ROWS):  # a block of similarities at a time, never all pairs
+        own, other = (nearness(unit, slice(start, min(start + KNN_ROWS, n)), k) for unit in sides)
+        shared += float((own * other).sum())
+    return shared / (n * k)
+
+
+def nearness(unit: Any, rows: slice, k: int) -> Float[np.ndarray, "chosen row"]:
+    """How far each row is among the `k` nearest other ones of some rows: 1 or 0, and for those at an equal
+    distance at the last places m/t, where t of them have m places. Each row's sum is `k`.
+
+    `unit` holds rows of length 1 or 0. Similarities are told apart to six decimals, which float32 keeps.
+    """
+    similarity = unit[rows] @ unit.T
+    similarity = similarity if isinstance(similarity, np.ndarray) else similarity.toarray()
+    similarity = np.round(similarity, 6)
+    similarity[np.arange(len(similarity)), np.arange(rows.start, rows.stop)] = -np.inf
+    last = -np.partition(-similarity, k - 1, axis=1)[:, k - 1 : k]
+    nearer, equal = similarity > last, similarity == last
+    places = k - nearer.sum(axis=1, keepdims=True)
+    return nearer + equal * (places / equal.sum(axis=1, keepdims=True))
+
+
+def _unit(codes: Any) -> Any:
+    """Rows of length 1, float32; a row without any activation stays 0, and is similar to none."""
+    import scipy.sparse
+
+    codes = scipy.sparse.csr_array(codes, dtype=np.float64)
+    norms = np.sqrt(codes.multiply(codes).sum(axis=1))
+    unit = scipy.sparse.csr_array(codes.multiply(1 / np.where(norms > 0, norms, 1.0)[:, None]))
+    unit = unit.astype(np.float32)
+    dense = unit.nnz > 0.05 * np.prod(unit.shape)  # then a dense product is faster
+    return unit.toarray() if dense else unit

@@ -26,14 +26,16 @@ def main(argv=None):
     parser.add_argument("--out", type=folder, default=Path("imgs"), help="the sheets go to OUT/RUN/")
     arguments = parser.parse_args(argv)
 
-    from tqdm import tqdm
-
-    import data
     import features
-    import sheets
 
     run = features.open_run(arguments.run)
     layer = run.layer(arguments.layer)
+
+    from tqdm import tqdm
+
+    import data
+    import sheets
+
     codes = run.load(layer)
     chosen = sheets.chosen_features(codes, arguments.features, arguments.top, AT_LEAST)
     if not chosen:

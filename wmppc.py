@@ -7,6 +7,8 @@ import csv
 import fnmatch
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,14 @@ def main(argv=None) -> tuple[Any, ...]:
     """Print the scores; returns a `comparison.Direction` a source and target, and for one pair both ways."""
     arguments = parse(argv)
 
-    import comparison
     import features
 
     sources, targets = (chosen_runs(words, features) for words in (arguments.source, arguments.target))
     runs = {run.name: run for run in (*sources, *targets)}
     features.check_aligned(list(runs.values()))
+
+    import comparison  # after what can be said without numba
+
     one_pair = len(sources) == len(targets) == 1
     arguments.metrics = arguments.metrics or (["wmppc", "mppc"] if one_pair else ["wmppc"])
     reader = comparison.Reader(arguments.memory and arguments.memory << 30)
@@ -43,7 +47,8 @@ def main(argv=None) -> tuple[Any, ...]:
         forward, backward = comparison.compare(runs[a], runs[b], arguments.metrics, reader)
         found[a, b], found[b, a] = forward, backward
     names = [(a.name, b.name) for a in sources for b in targets]
-    directions = tuple(found[pair] for pair in ([*names, names[0][::-1]] if one_pair else names))
+    both_ways = dict.fromkeys([*names, names[0][::-1]] if one_pair else names)  # of a run and itself: one
+    directions = tuple(found[pair] for pair in both_ways)
     if comparison.team().rank == 0:
         report(arguments, sources[0], directions, one_pair)
     return directions
@@ -60,7 +65,10 @@ def parse(argv):
     add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
     add("--plot", type=picture, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
     add(
-        "--memory", type=positive, metavar="GIB", help="for runs held at once (default: half of what is free)"
+        "--memory",
+        type=positive,
+        metavar="GIB",
+        help="for runs held at once, by all processes of a machine (default: half of what is free)",
     )
     return parser.parse_args(argv)
 
@@ -69,13 +77,24 @@ def chosen_runs(words: list[str], features: Any) -> list[Any]:
     """The runs of names and shell patterns, each once, in the order given."""
     names = []
     for word in words:
-        matching = fnmatch.filter(features.run_names(), word) if set(word) & set("*?[") else [word]
-        if not matching:
-            known = ", ".join(features.run_names()) or "none yet"
-            raise UserError(f"no run matches {word!r}; recorded runs: {known}")
-        names += matching
+        names += matching_runs(word, features) if set(word) & set("*?[") else [word]
     runs = [features.open_run(name) for name in names]
     return list({run.name: run for run in runs}.values())
+
+
+def matching_runs(pattern: str, features: Any) -> list[str]:
+    """The names of the runs that a pattern matches; what else it matches is left out, which is said."""
+    path, root = Path(os.path.abspath(pattern)), features.ROOT.absolute()
+    name = path.name if path.parent == root else pattern
+    runs = features.run_names()
+    found = fnmatch.filter(runs, name)
+    others = {entry.name for entry in root.iterdir()} - set(runs) if root.is_dir() else set()
+    left_out = [other for other in fnmatch.filter(sorted(others), name) if not other.startswith(".")]
+    if left_out:
+        print(f"note: {pattern!r} leaves out {', '.join(left_out)}: no finished runs", file=sys.stderr)
+    if not found:
+        raise UserError(f"no run matches {pattern!r}; recorded runs: {', '.join(runs) or 'none yet'}")
+    return found
 
 
 def wanted_pairs(sources: list[Any], targets: list[Any]) -> list[tuple[str, str]]:
@@ -104,8 +123,8 @@ def report(arguments: Any, run: Any, directions: tuple[Any, ...], one_pair: bool
         (plot_layers if one_pair else plot_matrix)(arguments.plot, directions)
 
 
-def print_pair(directions: tuple[Any, Any], metrics: list[str]):
-    """The scores of both directions, then the layer-by-layer tables."""
+def print_pair(directions: tuple[Any, ...], metrics: list[str]):
+    """The scores of both directions (a run against itself has one), then the layer-by-layer tables."""
     names = [f"{d.source} -> {d.target}" for d in directions]
     print()
     for d in directions:
@@ -116,11 +135,11 @@ def print_pair(directions: tuple[Any, Any], metrics: list[str]):
     for metric in metrics:
         both = directions if "all_layers" in directions[0].scores[metric] else directions[:1]
         for d in both:
-            name = f"{d.source} -> {d.target}" if len(both) == 2 else f"{d.source} <-> {d.target}"
+            name = f"{d.source} {'->' if 'all_layers' in d.scores[metric] else '<->'} {d.target}"
             pairs = [d.scores[metric].get(scope) for scope in ("all_layers", "last_layer")]
             cells = "".join(f"{number(s.value):>13}{number(s.floor):>8}" if s else " " * 21 for s in pairs)
             print(f"{LABELS[metric]:{labels}}{name:{width}}{cells}")
-    for name, d in dict(zip(names, directions, strict=True)).items():  # a run against itself: once
+    for name, d in zip(names, directions, strict=True):
         print(f"\nwMPPC layer by layer, {name} (rows -> columns)")
         print_table(d.source_layers, d.target_layers, [[cell.value for cell in row] for row in d.layers])
     print(f"\n{FLOOR}")
@@ -216,7 +235,7 @@ def plot_matrix(file: Path, directions: tuple[Any, ...]):
     save(figure, file)
 
 
-def plot_layers(file: Path, directions: tuple[Any, Any]):
+def plot_layers(file: Path, directions: tuple[Any, ...]):
     """The layer x layer heat maps of one pair of runs, both ways, on one scale from 0 to the highest."""
     highest = np.nanmax([score.value for d in directions for row in d.layers for score in row] + [0.1])
     figure, spaces = panels([(len(d.source_layers), len(d.target_layers)) for d in directions])

@@ -63,23 +63,63 @@ def test_linear_cka_of_known_cases():
     assert np.isnan(scores.linear_cka(*covariances(x, np.ones((2000, 2)))))
 
 
-def test_neighbours_are_those_of_the_cosine():
+def test_mutual_knn_is_that_of_the_cosine():
     rng = np.random.default_rng(1)
-    codes = rng.random((600, 20)) * (rng.random((600, 20)) < 0.5)
-    unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -1)
-    expected = np.argsort(-similarity, axis=1)[:, :7]
-    for held in (codes, scipy.sparse.csr_array(codes)):
-        assert (np.sort(scores.neighbours(held, 7), axis=1) == np.sort(expected, axis=1)).all()
+    sides = [rng.random((600, 20)) * (rng.random((600, 20)) < share) for share in (0.5, 0.4)]
+    sides[1][:300] = sides[0][:300]
+    near = []
+    for side in sides:
+        unit = side / np.linalg.norm(side, axis=1, keepdims=True)
+        similarity = unit @ unit.T
+        np.fill_diagonal(similarity, -1)
+        near.append([set(row) for row in np.argsort(-similarity, axis=1)[:, :7]])
+    expected = np.mean([len(a & b) / 7 for a, b in zip(*near, strict=True)])
+    assert 0.2 < expected < 0.6
+    for held in (sides, [scipy.sparse.csr_array(side) for side in sides]):
+        assert scores.mutual_knn(*held, 7) == pytest.approx(expected, abs=1e-3)
 
 
-def test_mutual_knn_of_known_cases():
-    one = np.array([[1, 2], [0, 2], [0, 1]])
-    assert scores.mutual_knn(one, one[:, ::-1]) == 1
-    assert scores.mutual_knn(one, np.array([[1, 3], [3, 4], [0, 1]])) == pytest.approx((1 + 0 + 2) / 6)
+def test_neighbours_that_are_equally_near_share_the_places_left():
+    """Row 0 is like rows 1, 2 and 3; of two places each has 2/3. Row 4 is like none: all others have 1/2."""
+    codes = np.array([[1.0, 0], [2, 0], [3, 0], [1, 0], [0, 0]])
+    found = scores.nearness(scores._unit(codes), slice(0, 5), 2)
+    np.testing.assert_allclose(found[0], [0, 2 / 3, 2 / 3, 2 / 3, 0])
+    np.testing.assert_allclose(found[4], [1 / 2, 1 / 2, 1 / 2, 1 / 2, 0])
+    other = np.array([[1.0, 0], [1, 0.1], [1, 0.2], [0, 1], [0, 1]])  # row 0 is near 1 and 2, row 4 near 3
+    near = np.array([[1, 2], [0, 2], [0, 1], [2, 4], [2, 3]])
+    expected = np.mean([found[row, near[row]].sum() / 2 for row in range(5)])
+    assert scores.mutual_knn(codes, other, 2) == pytest.approx(expected)
+
+
+def unrelated(rng, kind, n=600):
+    """Codes that are drawn anew, of which the order of the rows must not make a likeness."""
+    codes = (rng.random((n, 50)) < 0.1) * rng.random((n, 50))
+    if kind == "half of the rows empty":
+        codes[::2] = 0
+    if kind == "few features, hardly any row like another":
+        codes = (rng.random((n, 3000)) < 1 / 1500) * rng.random((n, 3000))
+    if kind == "all rows alike":
+        codes = np.ones((n, 3))
+    if kind == "one feature a row":
+        codes = np.eye(8)[rng.integers(0, 8, n)]
+    if kind == "dense":
+        codes = rng.random((n, 8))
+    return codes
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "half of the rows empty",
+        "few features, hardly any row like another",
+        "all rows alike",
+        "one feature a row",
+        "dense",
+    ],
+)
+def test_unrelated_runs_score_chance(kind):
     rng = np.random.default_rng(2)
-    codes = rng.random((400, 8)), rng.random((400, 8))
-    assert scores.mutual_knn(*(scores.neighbours(side, 40) for side in codes)) == pytest.approx(
-        40 / 399, abs=0.02
-    )
+    x, y = unrelated(rng, kind), unrelated(rng, kind)
+    assert scores.mutual_knn(x, y, 10) == pytest.approx(10 / 599, abs=0.012)
+    order = rng.permutation(600)
+    assert scores.mutual_knn(x[order], y[order], 10) == pytest.approx(scores.mutual_knn(x, y, 10))

@@ -1,6 +1,7 @@
 """wmppc.py against an independent dense computation and hand-made runs."""
 
 import csv
+import itertools
 import json
 import os
 import socket
@@ -11,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.optimize
+import torch
+import torch.distributed
 from PIL import Image
 from runs import make_run
 
 import comparison
 import features
+import scores
 import wmppc
 
 
@@ -83,9 +87,9 @@ def test_the_floor_is_the_score_of_permuted_rows():
 def test_a_run_has_all_of_itself():
     two_runs()
     for direction in wmppc.main(["--source", "A", "--target", "A"]):
-        for scores in direction.scores.values():
-            assert scores["all_layers"].value == pytest.approx(1, abs=1e-9)
-            assert scores["last_layer"].value == pytest.approx(1, abs=1e-9)
+        for found in direction.scores.values():
+            assert found["all_layers"].value == pytest.approx(1, abs=1e-9)
+            assert found["last_layer"].value == pytest.approx(1, abs=1e-9)
 
 
 def test_by_hand(capsys):
@@ -211,60 +215,46 @@ def test_older_scores_are_those_of_their_formulas(capsys):
         gram = [side @ side.T for side in centred]
         cka = (gram[0] * gram[1]).sum() / np.linalg.norm(gram[0]) / np.linalg.norm(gram[1])
         assert getattr(found["cka"]["last_layer"], kind) == pytest.approx(cka, abs=1e-6)
-    near = []
-    for side in (x, y):
-        unit = side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-30)
-        similarity = unit @ unit.T - 2 * np.eye(400)
-        near.append([set(np.argsort(-row, kind="stable")[:10]) for row in similarity])
-    overlap = np.mean([len(p & q) / 10 for p, q in zip(*near, strict=True)])
-    assert found["mutual_knn"]["last_layer"].value == pytest.approx(
-        overlap, abs=0.02
-    )  # equal ones may differ
-    assert found["mutual_knn"]["last_layer"].floor == pytest.approx(10 / 399, abs=0.02)
+    for kind, other in (("value", y), ("floor", permuted)):
+        expected = scores.mutual_knn(x, other, comparison.N_NEIGHBOURS)
+        assert getattr(found["mutual_knn"]["last_layer"], kind) == pytest.approx(expected, abs=1e-6)
     assert "one-to-one matching" in capsys.readouterr().out
 
 
-def test_a_run_larger_than_the_memory_is_streamed_to_the_same_scores(monkeypatch):
+def test_the_scores_and_their_floors_are_the_same_whatever_the_memory(monkeypatch):
+    monkeypatch.setattr(features, "PART_ROWS", 64)
     two_runs()
-    held = wmppc.main(["--source", "A", "--target", "B", "--metrics", "wmppc", "mppc"])
-    Path("sae_features/A/pairs/B.json").unlink()
-    monkeypatch.setattr(comparison, "free_memory", lambda: 16_000)
-    monkeypatch.setattr(features.Run, "load", None)
-    streamed = wmppc.main(["--source", "A", "--target", "B"])
-    for one, other in zip(held, streamed, strict=True):
-        for metric in ("wmppc", "mppc"):
-            for scope in ("all_layers", "last_layer"):
-                assert other.scores[metric][scope].value == pytest.approx(
-                    one.scores[metric][scope].value, abs=1e-12
-                )
-                assert other.scores[metric][scope].floor == pytest.approx(
-                    one.scores[metric][scope].floor, abs=0.1
-                )
-        assert (one.live, one.features) == (other.live, other.features)
+    metrics = ["--metrics", "wmppc", "mppc", "cka", "hungarian", "mutual_knn"]
+    held = wmppc.main(["--source", "A", "--target", "B", *metrics])
+    for memory in (60_000, 16_000):
+        Path("sae_features/A/pairs/B.json").unlink()
+        monkeypatch.setattr(comparison, "free_memory", lambda memory=memory: memory)
+        if memory == 16_000:  # nothing can be held whole
+            monkeypatch.setattr(features.Run, "load", None)
+        assert wmppc.main(["--source", "A", "--target", "B", *metrics]) == held
 
 
-def test_a_floors_rows_are_all_rows_once_however_they_are_shared_out(monkeypatch):
+@pytest.mark.parametrize("memory", [1, 3000, 1 << 62])
+def test_rows_are_read_in_the_floors_order_however_they_are_shared_out(memory, monkeypatch):
     monkeypatch.setattr(features, "PART_ROWS", 16)
     rows = np.arange(1, 101, dtype=np.float32)[:, None]
     run = make_run("A", {"layer0": rows}, part_rows=7)
-    whole = np.vstack([block.toarray() for block in comparison.shuffled_blocks(run, "layer0")]).ravel()
-    assert sorted(whole) == rows.ravel().tolist()
-    assert abs(np.corrcoef(whole, rows.ravel())[0, 1]) < 0.6  # the two halves have changed places
-    assert (whole[1:] == whole[:-1] + 1).mean() < 0.1
-    shares = [(0, 33), (33, 66), (66, 100)]
-    found = [
-        block.toarray()
-        for share in shares
-        for block in comparison.shuffled_blocks(run, "layer0", slice(*share))
-    ]
-    np.testing.assert_array_equal(np.vstack(found).ravel(), whole)
+    expected = rows[np.random.default_rng(comparison.FLOOR_SEED).permutation(100)].ravel()
+    for cuts in ([0, 100], [0, 33, 66, 100]):
+        shares = [slice(*cut) for cut in itertools.pairwise(cuts)]
+        blocks = [
+            block.toarray()
+            for share in shares
+            for block in comparison.shuffled_blocks(run, "layer0", share, memory)
+        ]
+        np.testing.assert_array_equal(np.vstack(blocks).ravel(), expected)
 
 
 TWICE = """
 import sys, comparison, correlation, wmppc
 comparison.read_kept = lambda source, target: None
 correlation.JOINED_ENTRIES = 500
-for memory, file in ((1 << 30, "pairs.json"), (16_000, "rows.json")):
+for memory, file in ((1 << 30, "pairs.json"), (32_000, "rows.json")):
     comparison.free_memory = lambda: memory
     wmppc.main([*sys.argv[1:], file])
 """
@@ -275,7 +265,8 @@ def test_two_processes_give_what_one_does():
     three_runs()
     arguments = ["--source", "A", "B", "--target", "C", "B", "--metrics", "wmppc", "mppc", "cka", "--json"]
     wmppc.main([*arguments, "alone.json"])
-    printed = run_two([sys.executable, "-c", TWICE, *arguments])
+    returned, printed, said = run_two([sys.executable, "-c", TWICE, *arguments])
+    assert returned == [0, 0], said
     assert printed[0]
     assert not printed[1]
     alone, pairs, rows = (
@@ -284,13 +275,11 @@ def test_two_processes_give_what_one_does():
     assert len(alone) > 100
     for (path, one), (same, of_pairs), (also, of_rows) in zip(alone, pairs, rows, strict=True):
         assert path == same == also
-        assert of_pairs == (pytest.approx(one, abs=1e-9) if isinstance(one, float) else one)
-        if not path.endswith("floor"):  # blocks are permuted otherwise than a run that is held
-            assert of_rows == (pytest.approx(one, abs=1e-9) if isinstance(one, float) else one)
+        assert one == of_pairs == of_rows, path
 
 
 def run_two(command):
-    """Start two processes that find each other as torchrun's do; their standard outputs."""
+    """Start two processes that find each other as torchrun's do; their exit codes, standard outputs and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -313,8 +302,20 @@ def run_two(command):
         for rank in range(2)
     ]
     ended = [process.communicate(timeout=200) for process in started]
-    assert [process.returncode for process in started] == [0, 0], ended[0][1] + ended[1][1]
-    return [out for out, _ in ended]
+    return [process.returncode for process in started], *map(list, zip(*ended, strict=True))
+
+
+def test_what_one_process_refuses_ends_in_a_line_of_each(tmp_path):
+    make_run("A", {"layer0": codes(1, 5)})
+    spoilt = codes(2, 6)
+    spoilt[7, 4] = np.nan
+    make_run("bad", {"layer0": spoilt})
+    code = "import sys, wmppc; wmppc.main(sys.argv[1:])"
+    arguments = ["--source", "A", "--target", "bad", "--metrics", "mutual_knn"]
+    returned, _, said = run_two([sys.executable, "-c", code, *arguments])
+    assert returned == [2, 2]
+    assert "run 'bad' holds nan" in said[0] + said[1]
+    assert "Traceback" not in said[0] + said[1]
 
 
 def flat(value, path=""):
@@ -394,6 +395,61 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys):
     assert "is a folder" in complaint(capsys, ["--source", "A", "--target", "B", "--csv", "sae_features"])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("held", ["recorded", "dump of the original", "streamed"])
+def test_a_run_that_holds_nan_or_infinity_is_named_with_layer_and_row(value, held, capsys, monkeypatch):
+    make_run("A", {"layer0": codes(1, 5)})
+    spoilt = codes(2, 6)
+    spoilt[217, 4] = value
+    if held == "dump of the original":
+        Path("sae_features/bad").mkdir(parents=True)
+        torch.save(torch.from_numpy(spoilt).half(), "sae_features/bad/layer0.pt")
+    else:
+        make_run("bad", {"layer0": spoilt}, part_rows=100)
+    if held == "streamed":
+        monkeypatch.setattr(comparison, "free_memory", lambda: 16_000)
+    for metrics in (["wmppc"], ["mutual_knn"], ["cka"]):
+        line = complaint(capsys, ["--source", "A", "--target", "bad", "--metrics", *metrics])
+        assert f"run 'bad' holds {value} in layer0, row 217, feature 4" in line
+    assert not Path("sae_features/A/pairs").exists()
+
+
+def test_a_run_beside_itself_is_printed_once(capsys):
+    make_run("A", {"layer0": codes(1, 5)})
+    found = wmppc.main(
+        ["--source", "A", "--target", "A", "--csv", "a.csv", "--json", "a.json", "--plot", "a.png"]
+    )
+    assert [(d.source, d.target) for d in found] == [("A", "A")]
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line]) == len({line for line in lines if line})
+    rows = Path("a.csv").read_text().splitlines()
+    assert len(rows) == len(set(rows))
+    assert len(json.loads(Path("a.json").read_text())["directions"]) == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "sae_features/", "./sae_features/", "{here}/sae_features/"])
+def test_runs_are_named_by_paths_and_patterns_of_paths_too(prefix, capsys):
+    prefix = prefix.format(here=Path.cwd())
+    for name in ("clip", "clip-2", "other"):
+        make_run(name, {"layer0": codes(1, 5)})
+    expected = [("clip", "other"), ("clip-2", "other")]
+    found = wmppc.main(["--source", f"{prefix}clip*", "--target", f"{prefix}other/"])
+    assert [(d.source, d.target) for d in found] == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pattern_leaves_out_what_is_no_run_and_says_so(capsys):
+    for name in ("clip", "clip-dead", "other"):
+        make_run(name, {"layer0": codes(1, 5)})
+    Path("sae_features/clip-dead/run.json").unlink()
+    Path("sae_features/clip-notes").mkdir()
+    Path("sae_features/clip.txt").write_text("notes")
+    found = wmppc.main(["--source", "clip*", "--target", "other"])
+    assert {(d.source, d.target) for d in found} == {("clip", "other"), ("other", "clip")}
+    said = capsys.readouterr().err
+    assert said == "note: 'clip*' leaves out clip-dead, clip-notes, clip.txt: no finished runs\n"
+
+
 def test_a_pattern_without_runs_and_an_unknown_metric_are_refused(capsys):
     two_runs()
     line = complaint(capsys, ["--source", "clip*", "--target", "A"])
@@ -408,20 +464,62 @@ def test_arguments_that_are_missing_are_named(capsys):
     assert "--target" in complaint(capsys, ["--source", "A"])
 
 
-def test_help_and_a_comparison_import_no_encoder_library():
-    two_runs()
-    code = (
-        "import sys, wmppc\n"
-        "wmppc.main(['--source', 'A', '--target', 'B'])\n"
-        "print(sorted({'torch', 'open_clip', 'transformers'} & set(sys.modules)))"
-    )
+def modules_after(code):
+    """The names of the modules that a fresh process has imported after `code`, whether or not it left."""
+    code = f"import sys\ntry:\n {code}\nexcept SystemExit: pass\nprint(*sys.modules)"
     root = str(Path(wmppc.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": root}
-    )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-    code = "import sys, wmppc\ntry: wmppc.main(['--help'])\nexcept SystemExit: print('numba' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": root}
-    )
-    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_comparison_imports_no_encoder_library():
+    two_runs()
+    found = modules_after("import wmppc; wmppc.main(['--source', 'A', '--target', 'B'])")
+    assert "numba" in found
+    assert not {"torch", "open_clip", "transformers"} & found
+
+
+# ----------------------------------------------------------------------------------------- machine and team
+
+
+def cgroup(root, path, files):
+    folder = root / "sys/fs/cgroup" / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_a_cgroups_limit_is_the_memory_that_there_is(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    assert comparison.cgroup_room(tmp_path) == []  # no Linux
+    (tmp_path / "proc/self/cgroup").write_text("0::/job/step\n5:memory:/old\n3:cpu:/else\n")
+    stat = "anon 300\ninactive_file 200\n"
+    cgroup(tmp_path, "job/step", {"memory.max": "max\n", "memory.current": "500\n", "memory.stat": stat})
+    cgroup(tmp_path, "job", {"memory.max": "1000\n", "memory.current": "500\n", "memory.stat": stat})
+    old = {"memory.limit_in_bytes": "400\n", "memory.usage_in_bytes": "600\n", "memory.stat": stat}
+    cgroup(tmp_path, "memory/old", old)
+    assert comparison.cgroup_room(tmp_path) == [1000 - 500 + 200, 0]
+
+
+@pytest.mark.parametrize("memory", [None, 8 << 30])
+def test_the_processes_of_a_machine_share_its_memory(memory, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(comparison, "add_up", lambda array, how: None)
+    monkeypatch.setattr(comparison, "free_memory", lambda: 16 << 30)
+    assert comparison.Reader(memory).memory == 1 << 30
+
+
+def test_more_processes_than_gpus_take_turns_at_them(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    said = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.append(device))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: said.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    monkeypatch.setattr(comparison.atexit, "register", lambda end: None)
+    assert comparison.team.__wrapped__() == (2, 3)
+    assert said == [0, "gloo"]  # NCCL refuses two processes on one GPU
