@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import os
+import select
 import sys
 from argparse import ArgumentTypeError as UserError  # raised anywhere: one line on stderr, exit code 2
 from collections.abc import Iterable
@@ -52,18 +53,10 @@ def script(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
         try:
-            found = main(argv)
-            print(end="", flush=True)  # here, where it is known what to do if the reader has left
-            return found
-        except UserError as mistake:
-            complain(str(mistake))
-        except KeyboardInterrupt:
-            print("interrupted: give the same command again", file=sys.stderr)
-            raise SystemExit(130) from None
+            return explained(main, argv)
         except BrokenPipeError:
             if not close_broken_pipes():
                 raise
@@ -72,16 +65,35 @@ def script(main):
     return wrapped
 
 
+def explained(main, argv):
+    """Call `main`; a mistake, or the user's interruption, ends in one line."""
+    try:
+        return main(argv)
+    except UserError as mistake:
+        complain(str(mistake))
+    except KeyboardInterrupt:
+        print("interrupted: give the same command again", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        print(end="", flush=True)  # here, where it is known what to do if the reader has left
+
+
 def close_broken_pipes() -> bool:
     """Point those of our outputs whose readers have left to nowhere; returns whether there were any."""
-    found = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            found = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return found
+    left = [stream for stream in (sys.stdout, sys.stderr) if reader_has_left(stream)]
+    for stream in left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(left)
+
+
+def reader_has_left(stream) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (AttributeError, OSError, ValueError):  # no such system, or no file behind the stream
+        return False
+    return bool(poll.poll(0))  # errors alone are reported: nothing else was asked for
 
 
 def positive(text: str) -> int:

@@ -7,6 +7,7 @@ demo/scenes.py. Nothing is downloaded. Every step is one of the toolkit's script
 import os
 import shlex
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ ENCODERS = {  # run name: the script that records it, and its words
 SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
 TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
 RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
+RETRAINED = Path(
+    "data/demo-encoders"
+)  # git ignores it; demo/encoders/ holds the weights that are part of the repository
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
 
@@ -50,17 +54,22 @@ class Followed(NamedTuple):
 def main(argv=None) -> list[Followed]:
     """Run the demo; returns the listed features."""
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--retrain", action="store_true", help="train the demo's encoders from scratch first")
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help=f"first train the demo's encoders from scratch, into {RETRAINED}/",
+    )
     parser.add_argument("--limit", type=positive, default=7000, help="so many of the 10,000 samples")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     if arguments.retrain:
         from demo import train_encoders
 
-        train_encoders.main([])
+        train_encoders.main(["--out", str(RETRAINED)])
     common = ["--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
     for name, (stage, *words) in ENCODERS.items():
-        call(stage, *words, "--runname", name, *common)
+        weights = retrained_weights(words[1]) if arguments.retrain else []
+        call(stage, *words, *weights, "--runname", name, *common)
     call(wmppc, "--source", *RUNS, "--target", *RUNS, "--plot", "imgs/demo-wmppc.png")
     shared = call(comp_sharedness, "--source", SOURCE, "--min_group", *TEXTS, "--max_group", *VISION_ONLY)
     followed = follow(shared)
@@ -72,6 +81,13 @@ def main(argv=None) -> list[Followed]:
         f"the sheets: {sheets[0].parent}/"
     )
     return followed
+
+
+def retrained_weights(model: str) -> list[str]:
+    """The words that name the weights of our own training, for one of the demo's encoders."""
+    from wrappedmodels import REGISTRY
+
+    return ["--checkpoint", str(RETRAINED / Path(REGISTRY[model].checkpoint).name)]
 
 
 def call(stage: Any, *words: str) -> Any:

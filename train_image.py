@@ -3,6 +3,7 @@
 import data
 import wrappedmodels
 from commandline import script, training_arguments
+from names import check_names
 
 ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.modality != "text"}
 
@@ -11,7 +12,10 @@ ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.mod
 def main(argv=None):
     """Train and record; returns the recorded runs, one for each seed and each k."""
     arguments = training_arguments(argv, __doc__, ENCODERS, "DemoClipVision", data.add_arguments)
-    import training
+    arguments.pairs = data.from_arguments(arguments)
+    check_names(arguments, arguments.pairs)
+
+    import training  # after what can be said without torch
 
     return training.run(arguments)
 

@@ -239,6 +239,27 @@ def test_cuda_gives_the_same():
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-6)
 
 
+@pytest.mark.parametrize("others", ["highest", "high", "medium"])
+def test_a_product_is_of_whole_float32_whatever_a_train_script_has_set(others, monkeypatch):
+    import torch
+
+    seen = []
+    monkeypatch.setattr(correlation, "cuda", lambda: torch)
+    monkeypatch.setattr(
+        torch.Tensor, "cuda", lambda self: seen.append(torch.get_float32_matmul_precision()) or self
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(others)
+    try:
+        x, y = data("dense")
+        np.testing.assert_allclose(max_correlation(x, y).rho, oracle(x, y).max(1), atol=1e-6)
+        assert torch.get_float32_matmul_precision() == others
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen.count("highest") >= len(seen) / 2 > 0
+    assert all(setting in ("highest", others) for setting in seen)
+
+
 # ------------------------------------------------------------------------------------- more than memory
 
 

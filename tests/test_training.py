@@ -13,6 +13,7 @@ from small_world import SmallEncoder, SmallPairs, arguments
 import activations
 import data
 import features
+import names
 import training
 import wrappedmodels
 from sae import TopKSAE
@@ -266,7 +267,7 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
 )
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
     chosen = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
-    assert training.default_name(chosen, argparse.Namespace(name=dataset)) == expected
+    assert names.default_name(chosen, argparse.Namespace(name=dataset)) == expected
 
 
 # ------------------------------------------------------------------------------- SAEs that are trained already

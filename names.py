@@ -1,0 +1,38 @@
+"""The names of the runs that a train command makes. Nothing here needs torch, which takes seconds to import."""
+
+import argparse
+from typing import Any
+
+import features
+import wrappedmodels
+
+
+def check_names(arguments: argparse.Namespace, pairs: Any):
+    """Refuse a bad name, and that of a finished run, before anything that takes time."""
+    for path in map(features.run_path, name_variants(arguments, pairs)):
+        if not arguments.overwrite and features.read_unfinished(path) is None:
+            features.check_free(path)
+
+
+def name_variants(arguments: argparse.Namespace, pairs: Any) -> dict[str, tuple[int | None, int]]:
+    """The k (None: the encoder's own) and the seed of each run by its name, which several of them end."""
+    name = arguments.runname or default_name(arguments, pairs)
+    top_ks = arguments.top_k or [None]
+    return {
+        name + f"_k{k}" * (len(top_ks) > 1) + f"_seed{seed}" * (len(arguments.seeds) > 1): (k, seed)
+        for seed in arguments.seeds
+        for k in top_ks
+    }
+
+
+def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
+    """The encoder and the data set: `clipvision_coco`, `clipvision-vit-b-32-quickgelu_coco`, `clipvision_demo`."""
+    name = arguments.model.lower()
+    if pairs.name == "demo":
+        name = name.removeprefix("demo")
+    if arguments.checkpoint not in (None, wrappedmodels.REGISTRY[arguments.model].checkpoint):
+        words = arguments.checkpoint.lower().split(":")[-1]
+        name += "-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
+    if arguments.random_weights is not None:
+        name += f"-random{arguments.random_weights}"
+    return f"{name}_{pairs.name}"
