@@ -127,7 +127,7 @@ def planted_factors(n_samples: int) -> tuple[list[str], np.ndarray]:
 
 def print_followed(followed: list[Followed]):
     """The top of the list, and its bottom for contrast."""
-    print(f"\nFeatures of {SOURCE} that {' and '.join(TEXTS)} share and {' and '.join(VISION_ONLY)} do not:")
+    print(f"\nFeatures of {SOURCE} that {' and '.join(TEXTS)} share more than {' and '.join(VISION_ONLY)} do:")
     print(f"{'feature':>8} {'Delta':>10}  {'follows':24} {'r':>5}")
     for found in followed[:SHOWN]:
         print(f"{found.feature:>8} {found.delta:>10.1f}  {found.factor:24} {found.r:5.2f}")
