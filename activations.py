@@ -3,6 +3,7 @@
 What a training run will record of its rows is kept on the way (`RecordedTokens`), so that no row is encoded twice.
 """
 
+import contextlib
 import errno
 import os
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
@@ -14,6 +15,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Products of float32 by TF32 where a GPU has it; what else runs in this process keeps its own setting."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Batch(NamedTuple):
@@ -65,7 +77,8 @@ class Stream:
         for rows, row_of_item, inputs in loader:
             if isinstance(inputs, UserError):
                 raise inputs
-            found = self.encoder.activations(inputs, self.layers)
+            with tensor_cores():
+                found = self.encoder.activations(inputs, self.layers)
             yield Batch(rows, row_of_item.to(found.mask.device), found.layers, found.mask, found.pool)
 
 

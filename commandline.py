@@ -21,8 +21,9 @@ PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # that matplotlib draws
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line that says what to type instead."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, prog: str | None = None):
         super().__init__(
+            prog=prog,
             description=description,
             formatter_class=_Help,
             allow_abbrev=False,
@@ -140,6 +141,16 @@ def folder(text: str) -> Path:
     return path
 
 
+def layer(text: str) -> int | str:
+    """An argument type: a layer's number, or "all"."""
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no layer: give numbers (-1 is the last), or all") from None
+
+
 def above_zero(text: str) -> float:
     """An argument type: a finite number above zero."""
     try:
@@ -151,18 +162,24 @@ def above_zero(text: str) -> float:
     return number
 
 
-def training_arguments(argv, description: str, rows: dict, default_model: str, add_data_arguments):
+def training_arguments(
+    argv, description: str, rows: dict, default_model: str, add_data_arguments, script: str | None = None
+):
     """Parse a train script's command line; `rows` are the encoders of the registry that it takes.
 
-    In what is returned, `model`, `checkpoint` and `dataset` are settled: without --model the demo's encoder, and
+    In what is returned, `command` is what was typed, `script` first; `model`, `checkpoint` and `dataset` are settled: without --model the demo's encoder, and
     without --dataset the demo's data for an encoder of the demo and COCO for every other.
     """
-    parser = Parser(description)
+    parser = Parser(description, script)
     add_encoder_arguments(parser, rows)
     add_data_arguments(parser)
     add_recipe_arguments(parser)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(words)
+    arguments.command = [parser.prog, *words]
     choose_encoder(arguments, rows, default_model)
+    if arguments.layers and "all" in arguments.layers and len(arguments.layers) > 1:
+        raise UserError("--layers all is all of them: leave the numbers out, or all")
     if arguments.sae and (len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor):
         raise UserError(
             "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
@@ -190,7 +207,11 @@ def add_encoder_arguments(parser: Parser, rows: dict):
         "--token", choices=("own", "first", "mean"), default="own", help="which token is recorded"
     )
     parser.add_argument(
-        "--layers", type=int, nargs="+", help="the blocks to hook, -1 being the last; by default all"
+        "--layers",
+        type=layer,
+        nargs="+",
+        metavar="N",
+        help="the blocks to hook, -1 being the last, or all; by default the last only (with --sae: all there are)",
     )
     parser.add_argument(
         "--blocks", metavar="PATH", help="the modules to hook, where they are not found alone"
@@ -251,7 +272,17 @@ def add_recipe_arguments(parser: Parser):
         help="peak learning rate; by default set by the SAE's width and the number of steps",
     )
     parser.add_argument(
-        "--seeds", "--seed", type=natural, nargs="+", default=[0], help="several: a run for each"
+        "--seeds",
+        "--seed",
+        type=natural,
+        nargs="+",
+        default=[0],
+        help="of the SAEs' first weights; several: a run for each",
+    )
+    parser.add_argument(
+        "--data_seed",
+        type=natural,
+        help="of the data's order and of the held-out samples, one for all runs; by default the first seed",
     )
     parser.add_argument("--recipe", choices=("ours", "original"), default="ours", help="how SAEs are trained")
     parser.add_argument(

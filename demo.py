@@ -66,7 +66,7 @@ def main(argv=None) -> list[Followed]:
         from demo import train_encoders
 
         train_encoders.main(["--out", str(RETRAINED)])
-    common = ["--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
+    common = ["--layers", "all", "--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
     for name, (stage, *words) in ENCODERS.items():
         weights = retrained_weights(words[1]) if arguments.retrain else []
         call(stage, *words, *weights, "--runname", name, *common)
@@ -127,7 +127,9 @@ def planted_factors(n_samples: int) -> tuple[list[str], np.ndarray]:
 
 def print_followed(followed: list[Followed]):
     """The top of the list, and its bottom for contrast."""
-    print(f"\nFeatures of {SOURCE} that {' and '.join(TEXTS)} share more than {' and '.join(VISION_ONLY)} do:")
+    print(
+        f"\nFeatures of {SOURCE} that {' and '.join(TEXTS)} share more than {' and '.join(VISION_ONLY)} do:"
+    )
     print(f"{'feature':>8} {'Delta':>10}  {'follows':24} {'r':>5}")
     for found in followed[:SHOWN]:
         print(f"{found.feature:>8} {found.delta:>10.1f}  {found.factor:24} {found.r:5.2f}")

@@ -228,7 +228,7 @@ class TopKSAE(nn.Module):
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TopKSAE":
         """Read an SAE in the SAELens layout, also one of others; a `UserError` names what does not fit."""
-        config = _read_config(Path(folder, CONFIG_FILE))
+        config = read_config(Path(folder, CONFIG_FILE))
         tensors = _read_weights(Path(folder, WEIGHTS_FILE), config["d_in"], config["d_sae"])
         sae = cls(config["d_in"], config["d_sae"], config["k"])
         with torch.no_grad():
@@ -241,6 +241,11 @@ class TopKSAE(nn.Module):
                 sae.W_enc.mul_(norms)
                 sae.b_enc *= norms
                 sae.W_dec /= _positive(norms)[:, None]
+        for name in TENSORS:
+            if not getattr(sae, name).isfinite().all():
+                raise UserError(
+                    f"{Path(folder, WEIGHTS_FILE)}: {name} holds NaN or infinite values: give another SAE"
+                )
         return sae
 
 
@@ -460,22 +465,33 @@ def _write_whole(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+    """What an SAE's cfg.json says, its sizes as whole numbers; a `UserError` names what cannot be read."""
+    layout = "give a folder in the SAELens layout"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} holds no {CONFIG_FILE}: give a folder in the SAELens layout"
-        ) from None
+        raise UserError(f"{path.parent} holds no {CONFIG_FILE}: {layout}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {layout}") from None
     except ValueError:
-        raise UserError(f"{path} is not JSON: give a folder in the SAELens layout") from None
+        raise UserError(f"{path} is not JSON: {layout}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no JSON object: {layout}")
     expected = {"architecture": "topk", "normalize_activations": "none", "reshape_activations": "none"}
     for key, value in expected.items():
         if config.get(key, value if key != "architecture" else "standard") != value:
             raise UserError(f"{path} has {key} {config.get(key)!r}: only {value!r} can be read")
     for key in ("d_in", "d_sae", "k"):
-        if not isinstance(config.get(key), int):
-            raise UserError(f"{path} lacks the whole number {key!r}, without which the SAE is not known")
+        number = config.get(key)
+        if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1:
+            raise UserError(
+                f"{path} has {key} {number!r}: it takes a whole number of at least 1, without which the SAE is "
+                "not known"
+            )
+        config[key] = int(number)
+    if config["k"] > config["d_sae"]:
+        raise UserError(f"{path} has k {config['k']} above d_sae {config['d_sae']}: correct it")
     return config
 
 
@@ -486,7 +502,7 @@ def _read_weights(path: Path, d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path.parent} holds no {WEIGHTS_FILE}: give a folder in the SAELens layout"
         ) from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from None
     expected = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -11,7 +11,9 @@ ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.mod
 @script
 def main(argv=None):
     """Train and record; returns the recorded runs, one for each seed and each k."""
-    arguments = training_arguments(argv, __doc__, ENCODERS, "DemoClipText", data.add_arguments)
+    arguments = training_arguments(
+        argv, __doc__, ENCODERS, "DemoClipText", data.add_arguments, "train_text.py"
+    )
     arguments.pairs = data.from_arguments(arguments)
     check_names(arguments, arguments.pairs)
 

@@ -138,14 +138,15 @@ class LayerTrainer:
         dead = self.dead() if self.recipe.auxk else None
         done = self.sae.step_gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
         n_tokens = torch.full_like(done.fired[:1], len(z))
-        self._sum_over_processes(done.fired, n_tokens)
+        sums = torch.stack([done.loss, done.squared_error, z.square().sum()])
+        self._sum_over_processes(done.fired, n_tokens, sums)
         if self.recipe.unit_norm:
             self.sae.remove_parallel_gradient()
         self.optimizer.step()
         if self.recipe.unit_norm:
             self.sae.normalize_decoder()
         self.since_fired = (self.since_fired + n_tokens).masked_fill_(done.fired > 0, 0)
-        self.report_sums += torch.stack([done.loss, done.squared_error, z.square().sum()])
+        self.report_sums += sums
         self.steps_done += 1
 
     def _sum_over_processes(self, *counts: Tensor):
@@ -154,13 +155,21 @@ class LayerTrainer:
                 torch.distributed.all_reduce(tensor)
 
     def report(self) -> tuple[float, float, float]:
-        """Summed loss, FVU, and dead fraction since the last report; waits for the device, and starts anew."""
+        """Summed loss, FVU, and dead fraction of all processes since the last report; waits for the device."""
         loss, error, squares = self.report_sums.tolist()  # z is centred: its squares are its variance
         self.report_sums.zero_()
         n_dead = int(self.dead().sum())
         if self.most_dead is not None:
             self.most_dead = min(max(DEAD_ROOM, 2 * n_dead), self.sae.d_sae)
         return loss, error / squares if squares else math.nan, n_dead / self.sae.d_sae
+
+    def is_finite(self, whole: bool) -> bool:
+        """Whether no loss since the last report is NaN or infinite, nor, of the whole, any weight; a host sync.
+
+        A weight that is not finite gives such a loss in the next step.
+        """
+        tensors = self.state().values() if whole else [self.report_sums]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def dead(self) -> Tensor:
         """Which latents, bool [d_sae], have not fired for `dead_after` tokens."""

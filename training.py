@@ -20,7 +20,8 @@ import shutil
 import sys
 import time
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,10 @@ from tqdm import tqdm
 import data
 import features
 import wrappedmodels
-from activations import Batch, RecordedTokens, Stream
+from activations import Batch, RecordedTokens, Stream, tensor_cores
 from names import check_names, name_variants
-from quality import Quality, Scores
-from sae import TopKSAE
+from quality import FEW, Quality, Scores
+from sae import TopKSAE, keep_largest, read_config
 from trainer import RECIPES, LayerTrainer, Moments, Standardizer
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
@@ -47,11 +48,16 @@ HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: F
 RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
 RECORD_TOKENS = 1024  # kept tokens that are encoded by an SAE at once
 REPORT_EVERY = 20  # steps between looks at the loss: each look waits for the device
+LAYER = re.compile(r"(?:layer|block)s?[._-]?(\d+)", re.IGNORECASE)  # in an SAE's hook_name or folder name
 CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
 
 
 class Settings(NamedTuple):
-    """What decides a run's numbers besides its encoder and its data; run.json's `training`."""
+    """What decides a run's numbers besides its encoder and its data; run.json's `training`.
+
+    `seed` draws the SAEs' first weights. `data_seed` draws the order of the data and the held-out samples; it is
+    one for all runs of a command, since they share one stream of activations.
+    """
 
     layers: list[int]
     token: str
@@ -64,6 +70,7 @@ class Settings(NamedTuple):
     recipe: str
     precision: str
     seed: int
+    data_seed: int
     sae: str | None  # where the SAEs come from that are not trained here
 
 
@@ -88,6 +95,7 @@ class Work(NamedTuple):
     given: dict[int, Path]  # the folders of SAEs that are trained already, by layer; empty: train
     checkpoint_every: float  # seconds
     started: float
+    command: list[str] | None = None  # the words that were typed
 
     def judged(self) -> Bool[np.ndarray, " sample"]:
         """The samples that scores are of: those held out, or all where there are too few to hold any out."""
@@ -156,15 +164,36 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
 
 def start_processes(device: str | None) -> str:
     """Join the group that torchrun asks for, if it does; returns this process's device."""
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    device = device or "cpu"
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = own_device(device, count, rank)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    if count > 1:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return device
+
+
+def own_device(asked: str | None, count: int, rank: int) -> str:
+    """The device of process `rank` of this machine, one of `count` in all: "cuda" gives each a GPU of its own."""
+    if asked is None:
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cuda(:\d+)?", asked):
+        return asked
+    number = asked.removeprefix("cuda").removeprefix(":")
+    if number and count > 1:
+        raise UserError(
+            f"--device {asked} is one GPU for {count} processes: type --device cuda, a GPU for each"
+        )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        raise UserError(f"--device {asked}: no GPU can be used here; type --device cpu")
+    chosen = int(number or rank)
+    if chosen >= gpus:
+        remedy = f"start {gpus} processes" if count > 1 else f"type cuda:0 to cuda:{gpus - 1}"
+        raise UserError(f"--device {asked}: GPU {chosen} is asked for, of {gpus}: {remedy}")
+    return f"cuda:{chosen}"
 
 
 def process() -> int:
@@ -191,7 +220,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     row = wrappedmodels.REGISTRY[arguments.model]
     given = find_saes(Path(arguments.sae), encoder, arguments.layers) if arguments.sae else {}
     base = Settings(
-        layers=encoder.resolve_layers(sorted(given) if given else arguments.layers),
+        layers=sorted(given) or asked_layers(encoder, arguments.layers),
         token=encoder.token,
         activation=arguments.activation,
         top_k=row.top_k,
@@ -202,6 +231,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         recipe=arguments.recipe,
         precision=arguments.precision,
         seed=arguments.seeds[0],
+        data_seed=arguments.seeds[0] if arguments.data_seed is None else arguments.data_seed,
         sae=arguments.sae,
     )
     variants = {
@@ -220,12 +250,23 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     }
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
     jobs = [Job(features.run_path(name), settings) for name, settings in variants.items()]
-    held_out = held_out_rows(len(pairs), base.seed)
-    work = Work(stream, jobs, held_out, identity, given, arguments.checkpoint_every, started)
+    held_out = held_out_rows(len(pairs), base.data_seed)
+    work = Work(
+        stream, jobs, held_out, identity, given, arguments.checkpoint_every, started, arguments.command
+    )
+    if not given and (n_training := int((~held_out).sum())) < processes():
+        raise UserError(
+            f"{n_training} training samples cannot be shared by {processes()} processes: start at most {n_training}"
+        )
     if process() == 0:
         work = work._replace(started=started - open_folders(work, arguments.overwrite))
     wait_for_all()
     return work
+
+
+def asked_layers(encoder: Any, layers: list[int | str] | None) -> list[int]:
+    """The resolved numbers of the layers that --layers asks for: by default the last, "all" for all."""
+    return encoder.resolve_layers(None if layers and "all" in layers else layers or [-1])
 
 
 def open_folders(work: Work, overwrite: bool) -> float:
@@ -285,10 +326,10 @@ def first_difference(before: Any, now: Any, name: str = "") -> str | None:
     return "other samples" if name == "fingerprint" else f"{name} was {before}, now {now}"
 
 
-def held_out_rows(n_samples: int, seed: int) -> Bool[np.ndarray, " sample"]:
+def held_out_rows(n_samples: int, data_seed: int) -> Bool[np.ndarray, " sample"]:
     """Which samples never train. The same for every encoder on the same data; none where there are under 20."""
     held_out = np.zeros(n_samples, dtype=bool)
-    chosen = np.random.default_rng(seed).permutation(n_samples)[: min(HELD_OUT, n_samples // 20)]
+    chosen = np.random.default_rng(data_seed).permutation(n_samples)[: min(HELD_OUT, n_samples // 20)]
     held_out[chosen] = True
     return held_out
 
@@ -319,15 +360,18 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
             kept.write(batch)
         train_on(batch, standard, trainers)
         if number % REPORT_EVERY == 0 or number == len(plan):
+            check_finite(trainers, number, whole=number == len(plan))
             history.append(report(progress, trainers, number))
         if process() == 0 and clock.is_due():
             with clock:
+                check_finite(trainers, number, whole=True)
                 save_training(work, trainers, history, number, kept)
     if kept:
         kept.close()
     return save_saes(work, trainers, standard), history
 
 
+@tensor_cores()
 def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers):
     """A step of every trainer on its layer's tokens; one layer's are held at a time."""
     chosen = batch.real_tokens()
@@ -364,7 +408,7 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
     Of several processes each takes its share of a batch, and a last batch too small to share is left out.
     """
     size = settings.batch_size * processes()
-    random = np.random.default_rng([settings.seed, 1])
+    random = np.random.default_rng([settings.data_seed, 1])
     rows = np.flatnonzero(~held_out)
     plan = []
     for _ in range(settings.epochs):
@@ -418,15 +462,19 @@ def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float)
     return trainers
 
 
+def check_finite(trainers: Trainers, number: int, whole: bool):
+    """Refuse NaN and infinity in the losses since the last report, or in the whole state, before it is kept."""
+    for (_, layer), trainer in trainers.items():
+        if not trainer.is_finite(whole):
+            raise UserError(
+                f"layer {layer} has NaN or infinite activations, or its loss diverged, within batches "
+                f"{max(1, number - (number - 1) % REPORT_EVERY)} to {number}: lower --lr, or look at the data"
+            )
+
+
 def report(progress: tqdm, trainers: Trainers, number: int) -> list:
     """Show the mean loss, FVU and dead fraction; returns the step and every trainer's (loss, FVU, dead fraction)."""
     reports = [trainer.report() for trainer in trainers.values()]
-    for (_, layer), (loss, _, _) in zip(trainers, reports, strict=True):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"layer {layer} has NaN or infinite activations, or its loss diverged, within batches "
-                f"{max(1, number - REPORT_EVERY + 1)} to {number}: lower --lr, or look at the data"
-            )
     loss, fvu, dead = np.mean(reports, axis=0)
     steps = (number - 1) % REPORT_EVERY + 1
     progress.set_postfix(loss=f"{loss / steps:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
@@ -439,6 +487,7 @@ def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer])
     for (number, layer), trainer in trainers.items():
         sae = saes[number][layer] = trainer.sae
         sae.fold_standardizer(*standard[layer])
+        sae.zero_grad()  # which would take the room of another SAE while recording
         if process() == 0:
             sae.save(work.jobs[number].folder / f"layer{layer}", describe(work, layer))
     wait_for_all()
@@ -462,32 +511,58 @@ def load_saes(work: Work, folders: dict[int, Path]) -> dict[int, TopKSAE]:
     return {layer: TopKSAE.load(folder).to(work.stream.device) for layer, folder in folders.items()}
 
 
-def find_saes(folder: Path, encoder: Any, layers: list[int] | None) -> dict[int, Path]:
+def find_saes(folder: Path, encoder: Any, layers: list[int | str] | None) -> dict[int, Path]:
     """The SAEs in a folder in SAELens' layout, by layer: the folder's own, or one in each subfolder.
 
-    A folder's name says its layer by the first number in it (`layer11`, `blocks.8.hook_resid_post`).
+    `layers` as typed: by default all that are there. A folder of one SAE may leave its layer to `layers`.
     """
     single = (folder / "cfg.json").exists()
-    if single and layers is not None and len(layers) == 1:
-        return {encoder.resolve_layers(layers)[0]: folder}
-    found = {}
-    for candidate in [folder] if single else sorted(path.parent for path in folder.glob("*/cfg.json")):
-        if number := re.search(r"\d+", candidate.name):
-            found[int(number[0])] = candidate
-    if single and not found:
-        raise UserError(
-            f"--sae {folder} is one SAE and its name tells no layer: add --layers with one number"
-        )
-    if not found:
+    folders = [folder] if single else sorted(path.parent for path in folder.glob("*/cfg.json"))
+    if not folders:
         raise UserError(
             f"--sae {folder} holds no SAE (cfg.json), nor do its subfolders: see the README's run folder"
         )
-    wanted = encoder.resolve_layers(layers) if layers is not None else sorted(found)
+    chosen = None if layers is None or "all" in layers else encoder.resolve_layers(layers)
+    found: dict[int, Path] = {}
+    for one in folders:
+        told = told_layer(one)
+        layer = chosen[0] if told is None and single and chosen and len(chosen) == 1 else told
+        if layer is None:
+            remedy = "add --layers with one number" if single else "name that folder alone, with --layers"
+            raise UserError(f"--sae: neither {one}'s name nor its cfg.json tells its layer: {remedy}")
+        if layer in found:
+            raise UserError(f"--sae: {found[layer]} and {one} are both of layer {layer}: name one of them")
+        found[layer] = one
+    wanted = sorted(found) if chosen is None else chosen
     if missing := [layer for layer in wanted if layer not in found]:
         raise UserError(
             f"--sae {folder} has SAEs of layers {sorted(found)}, not of {missing}: change --layers"
         )
-    return {layer: found[layer] for layer in wanted}
+    return {layer: found[layer] for layer in encoder.resolve_layers(wanted)}
+
+
+def told_layer(folder: Path) -> int | None:
+    """The layer of an SAE, as its cfg.json and its folder's name tell it; a `UserError` where they contradict.
+
+    In a hook's or a folder's name it is the number behind "layer", "layers", "block" or "blocks":
+    `top1_layer2`, `blocks.8.hook_resid_post`, `encoder.layer.11`.
+    """
+    config = read_config(folder / "cfg.json")
+    metadata = config.get("metadata")
+    own = {**config, **(metadata if isinstance(metadata, dict) else {})}
+    said = [own.get("hook_layer"), own.get("hook_name"), Path(os.path.abspath(folder)).name]
+    numbers = {
+        int(number)
+        for text in said
+        if text is not None
+        for number in ([text] if isinstance(text, int) else LAYER.findall(str(text)))
+    }
+    if len(numbers) > 1:
+        raise UserError(
+            f"--sae {folder} could be of layer {' or '.join(map(str, sorted(numbers)))} (its cfg.json says "
+            f"{own.get('hook_name')!r}): rename the folder, or correct hook_name"
+        )
+    return next(iter(numbers), None)
 
 
 def take_given(work: Work) -> dict[int, TopKSAE]:
@@ -577,15 +652,18 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
         )
     present = kept.present() & ~work.judged() if kept else np.zeros(n_samples, dtype=bool)
     plans = plan_parts(work, own[done:], present)
-    batches = work.stream.batches([rows for plan in plans for rows in plan.batches])
+    batches = encode_all(work.stream, [rows for plan in plans for rows in plan.batches])
     progress = tqdm(desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=process() > 0)
     for plan in plans:
         blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
-        for batch in itertools.islice(batches, len(plan.batches)):
+        missing = sum(map(len, plan.batches))
+        while missing:
+            batch = next(batches)
             record_batch(work, batch, saes, qualities, blocks)
+            missing -= len(batch.rows)
             progress.update(len(batch.rows))
         for rows in plan.kept:
-            record_kept(work, kept.read(rows), saes, blocks)
+            record_kept(work, kept.read(rows), rows, saes, blocks)
             progress.update(len(rows))
         write_parts(work, blocks, plan)
         done += 1
@@ -624,26 +702,83 @@ def plan_parts(work: Work, parts: list[int], present: Bool[np.ndarray, " sample"
     return plans
 
 
+def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Batch]:
+    """Batches of all rows of `plan`, in its order; from where the GPU's memory is too small, in halves."""
+    while plan:
+        done = 0
+        try:
+            for batch in stream.batches(plan):
+                yield batch
+                del batch  # before the next one needs its room
+                done += 1
+            return
+        except torch.cuda.OutOfMemoryError:
+            if len(plan[done]) == 1:
+                raise UserError(
+                    "the GPU is out of memory with one sample: make room on it and give the same command again, "
+                    "it goes on"
+                ) from None
+        torch.cuda.empty_cache()
+        half = math.ceil(max(map(len, plan[done:])) / 2)
+        print(f"the GPU is out of memory: going on with {half} samples at once", file=sys.stderr)
+        plan = [rows[i : i + half] for rows in plan[done:] for i in range(0, len(rows), half)]
+
+
+def in_halves(compute: Callable, chosen: Tensor) -> list:
+    """compute(chosen), or of its halves, quarters, … where the GPU's memory is too small; the results in order."""
+    try:
+        return [compute(chosen)]
+    except torch.cuda.OutOfMemoryError:
+        if len(chosen) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(chosen) // 2
+    return in_halves(compute, chosen[:half]) + in_halves(compute, chosen[half:])
+
+
 def record_batch(work: Work, batch: Batch, saes: list, qualities: Qualities, blocks: list):
     """Add a batch's features to `blocks`, and the tokens of its held-out samples to the scores."""
     judged = torch.from_numpy(work.judged()[batch.rows]).to(batch.mask.device)
     chosen = batch.real_tokens(judged[batch.row_of_item])
     pooling = Pooling(batch)
+    check_activations(work, batch, (batch.pool > 0) | (batch.mask & judged[batch.row_of_item][:, None]))
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
             blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
             if len(chosen):
-                evaluate(qualities[number][layer], sae, batch.flat(layer, chosen))
+                evaluate(qualities[number][layer], sae, batch, layer, chosen, job.settings.activation)
 
 
-def record_kept(work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], saes: list, blocks: list):
+def record_kept(
+    work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], rows: list[int], saes: list, blocks: list
+):
     """Add the features of rows whose recorded tokens were kept to `blocks`."""
+    for layer, found in tokens.items():
+        refuse_row(work, layer, rows, ~found.isfinite().all(1))
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
-            found = codes(tokens[layer].to(work.stream.device), sae, job.settings.activation)
-            blocks[number][layer].append(found)
+            own, activation = tokens[layer].to(work.stream.device), job.settings.activation
+            blocks[number][layer] += in_halves(partial(codes, sae=sae, activation=activation), own)
 
 
+def check_activations(work: Work, batch: Batch, wanted: Bool[Tensor, "item token"]):
+    """Refuse NaN and infinity among the wanted tokens, which are recorded or judged."""
+    for layer, tokens in batch.layers.items():
+        bad = (wanted & ~tokens.isfinite().all(-1)).any(1)
+        refuse_row(work, layer, [batch.rows[i] for i in batch.row_of_item.tolist()], bad)
+
+
+def refuse_row(work: Work, layer: int, rows: list[int], bad: Bool[Tensor, " item"]):
+    """Stop at the first bad item, if there is one; `rows` are those of the items."""
+    if bad.any():
+        row = rows[int(bad.nonzero()[0])]
+        raise UserError(
+            f"layer {layer} gives NaN or infinite activations for row {row} ({work.stream.pairs.samples[row].id}): "
+            "leave the layer out with --layers, or look at that sample"
+        )
+
+
+@tensor_cores()
 @torch.no_grad()
 def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
     """The code of each token, CSR float32 [token, d_sae]."""
@@ -669,14 +804,25 @@ class Pooling:
 
     def features(self, batch: Batch, layer: int, sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
         """A batch's features [row, d_sae], CSR float32."""
-        return scipy.sparse.csr_array(self.mean @ codes(batch.flat(layer, self.chosen), sae, activation))
+        found = in_halves(lambda chosen: codes(batch.flat(layer, chosen), sae, activation), self.chosen)
+        return scipy.sparse.csr_array(self.mean @ scipy.sparse.vstack(found, format="csr"))
 
 
-@torch.no_grad()
-def evaluate(quality: Quality, sae: TopKSAE, tokens: Float[Tensor, "token d_in"]):
-    """Add tokens to an SAE's scores."""
-    feature_acts = sae.encode(tokens)
-    quality.update(tokens, sae.decode(feature_acts), (feature_acts > 0).sum(0).double())
+def evaluate(
+    quality: Quality, sae: TopKSAE, batch: Batch, layer: int, chosen: Int[Tensor, " chosen"], activation: str
+):
+    """Add tokens to an SAE's scores: its TopK reconstruction, and the firings of the codes that are recorded."""
+
+    @tensor_cores()
+    @torch.no_grad()
+    def add(chosen: Int[Tensor, " chosen"]):
+        tokens = batch.flat(layer, chosen)
+        pre_acts = sae.pre_acts(tokens)
+        feature_acts = keep_largest(pre_acts, sae.k)
+        firings = ((pre_acts if activation == "relu" else feature_acts) > 0).sum(0).double()
+        quality.update(tokens, sae.decode(feature_acts), firings, batch.pool.flatten()[chosen] > 0)
+
+    in_halves(add, chosen)
 
 
 def write_parts(work: Work, blocks: list[dict[int, list]], plan: PartPlan):
@@ -718,8 +864,8 @@ def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:
     """The scores over all processes' rows."""
     if torch.distributed.is_initialized():
         for quality in (quality for one in qualities for quality in one.values()):
-            for tensor in quality.state.values():
-                torch.distributed.all_reduce(tensor)
+            for name in Quality.SUMS:
+                torch.distributed.all_reduce(quality.state[name])
     return [{layer: quality.scores() for layer, quality in one.items()} for one in qualities]
 
 
@@ -753,14 +899,19 @@ def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cos
         "sae": {
             names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
         },
-        "training": {"sae": settings.sae} if settings.sae else settings._asdict(),
-        "evaluated_samples": int(work.held_out.sum()) or len(pairs),
-        "held_out": bool(work.held_out.any()),
+        "training": {
+            key: value
+            for key, value in settings._asdict().items()
+            if not settings.sae or key in ("sae", "data_seed")
+        },
+        "evaluated_samples": int(work.judged().sum()),
+        "held_out": bool(work.held_out.any()) and not settings.sae,
         **{
             field: {names[layer]: finite(getattr(score, field)) for layer, score in scores.items()}
             for field in Scores._fields
         },
         **cost,
+        "command": work.command,
     }
     return features.finish_run(folder, manifest)
 
@@ -790,17 +941,18 @@ def draw_curve(file: Path, layers: list[str], history: list):
 
 
 def costs(work: Work) -> dict[str, Any]:
-    """Seconds, samples per second, peak memory in bytes, hardware and versions."""
+    """Seconds, samples per second, peak memory in bytes (of the process that took most), hardware, versions."""
     seconds = time.monotonic() - work.started
-    cuda = work.stream.device.startswith("cuda")
+    device = work.stream.device if work.stream.device.startswith("cuda") else None
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
     return {
         "seconds": round(seconds, 3),
         "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_gpu_memory": torch.cuda.max_memory_allocated() if cuda else None,
-        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "peak_memory": highest(work, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit),
+        "peak_gpu_memory": highest(work, torch.cuda.max_memory_allocated(device)) if device else None,
+        "device": work.stream.device,
+        "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "processes": processes(),
         "versions": {"python": platform.python_version()}
@@ -808,20 +960,52 @@ def costs(work: Work) -> dict[str, Any]:
     }
 
 
+def cautions(manifest: dict[str, Any]) -> list[str]:
+    """What a reader of the scores should know of some layers, a line each."""
+    lines = []
+    for field, tokens in (("fvu", "all tokens"), ("fvu_recorded", "the recorded tokens")):
+        if bad := [layer for layer, fvu in manifest[field].items() if (fvu or 0) > 1]:
+            cause = (
+                "is --sae of this encoder and these layers?" if manifest["training"]["sae"] else "lower --lr"
+            )
+            lines.append(
+                f"{', '.join(bad)}: an FVU of {tokens} above 1 is worse than their mean: "
+                + (cause if field == "fvu" else "the SAE does not fit what is recorded")
+            )
+    for layer, share in manifest["half_variance_tokens"].items():
+        if share is not None and share < FEW:
+            lines.append(
+                f"{layer}: {share:.2%} of the tokens hold half of the variance, so that FVU tells of these few; "
+                "see FVU rec"
+            )
+    return lines
+
+
+def highest(work: Work, number: int) -> int:
+    """The largest of all processes' numbers."""
+    if not torch.distributed.is_initialized():
+        return number
+    found = torch.tensor(number, device=work.stream.device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def table(recorded: features.Run) -> str:
     """The run's scores by layer, and what it cost, for a person."""
     manifest = recorded.manifest
-    lines = [f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'L0':>7} {'dead':>7} {'dense':>7}"]
+    head = f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'FVU rec':>7} {'L0':>7} {'dead':>7} {'dense':>7}"
+    lines = [head]
     for layer in recorded.layers:
-        fvu, l0, dead, dense = (manifest[field][layer] for field in Scores._fields)
-        fit = f"{'-':>7}" if fvu is None else f"{fvu:7.3f}"
+        scores = Scores(**{field: manifest[field][layer] for field in Scores._fields})
+        fits = " ".join(f"{'-':>7}" if fvu is None else f"{fvu:7.3f}" for fvu in scores[:2])
         width = manifest["sae"][layer]["d_sae"]
-        lines.append(f"{layer:<8} {width:>7} {fit} {l0:7.1f} {dead:7.3f} {dense:7.3f}")
+        fractions = f"{scores.dead_fraction:7.3f} {scores.dense_fraction:7.3f}"
+        lines.append(f"{layer:<8} {width:>7} {fits} {scores.l0:7.1f} {fractions}")
     kind = "held-out samples" if manifest["held_out"] else "samples, which it was trained on too"
-    lines.append(f"scores on {manifest['evaluated_samples']} {kind}")
-    if bad := [layer for layer in recorded.layers if (manifest["fvu"][layer] or 0) > 1]:
-        cause = "is --sae of this encoder and these layers?" if manifest["training"]["sae"] else "lower --lr"
-        lines.append(f"{', '.join(bad)}: an FVU above 1 is worse than the mean of the data: {cause}")
+    if manifest["training"]["sae"]:
+        kind = "samples, which --sae may have been trained on"
+    lines.append(f"scores on {manifest['evaluated_samples']} {kind}; FVU rec: of the recorded tokens alone")
+    lines += cautions(manifest)
     memory = manifest["peak_gpu_memory"] or manifest["peak_memory"]
     lines.append(
         f"run {recorded.name}: {recorded.n_samples} samples of {manifest['dataset']['name']}, "

@@ -119,7 +119,7 @@ def our_script(stage, model: str, workers: str):
     )
     words += f" --top_k {TOP_K} --expansion_factor {EXPANSION} --batch_size {BATCH} --workers {workers} --overwrite"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        stage.main([*words.split(), "--runname", "ours"])
+        stage.main([*words.split(), "--layers", "all", "--runname", "ours"])
 
 
 def plain_loop(model: str):

@@ -61,7 +61,8 @@ def compare(model: str, words: list[str]) -> list[tuple]:
         os.chdir(folder)
         try:
             for recipe in ("original", "ours"):
-                (run,) = stage.main(["--model", model, "--recipe", recipe, "--runname", recipe, *words])
+                own = ["--model", model, "--layers", "all", "--recipe", recipe, "--runname", recipe]
+                (run,) = stage.main([*own, *words])
                 manifests[recipe] = run.manifest
         finally:
             os.chdir(here)

@@ -45,16 +45,17 @@ class SmallEncoder:
     """Three layers of four tokens, of which the last is padding; the second one is recorded.
 
     A token is a mixture of a few of 12 fixed directions, drawn from the caption, far from the origin: `offset`
-    times its spread. So it is worth centring, and a sparse code can fit it.
+    times its spread. So it is worth centring, and a sparse code can fit it. Of `broken_row` all is NaN, or what
+    `broken` says: a layer, a token and a value.
     """
 
     model, checkpoint, modality, token, n_layers = "Small", "none", "text", "own", 3
 
-    def __init__(self, d_in=8, offset=10.0, pool=(0.0, 1.0, 0.0, 0.0), broken_row=None):
+    def __init__(self, d_in=8, offset=10.0, pool=(0.0, 1.0, 0.0, 0.0), broken_row=None, broken=None):
         random = torch.Generator().manual_seed(7)
         self.directions = torch.randn(3, 12, d_in, generator=random)
         self.offset = offset * torch.randn(3, d_in, generator=random)
-        self.pool, self.broken_row = torch.tensor(pool), broken_row
+        self.pool, self.broken_row, self.broken = torch.tensor(pool), broken_row, broken
 
     def resolve_layers(self, layers):
         return list(range(3)) if layers is None else sorted(layer % 3 for layer in layers)
@@ -62,18 +63,22 @@ class SmallEncoder:
     def preprocess(self, caption):
         random = torch.Generator().manual_seed(zlib.crc32(caption.encode()))
         parts = torch.rand(4, 12, generator=random) * (torch.rand(4, 12, generator=random) < 0.2)
-        if caption == str(self.broken_row):
+        bad = caption == str(self.broken_row)
+        if bad and not self.broken:
             parts = parts * float("nan")
-        return {"parts": parts}
+        return {"parts": parts, "bad": torch.tensor(bad)}
 
     @staticmethod
     def collate(items):
-        return {"parts": torch.stack([item["parts"] for item in items])}
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
     def activations(self, batch, layers):
         parts = batch["parts"]
-        mask = torch.tensor([True, True, True, False]).expand(len(parts), 4)
         found = {layer: parts @ self.directions[layer] + self.offset[layer] for layer in layers}
+        if self.broken and self.broken[0] in found:
+            layer, token, value = self.broken
+            found[layer][batch["bad"], token] = value
+        mask = torch.tensor([True, True, True, False]).expand(len(parts), 4)
         return Activations(found, mask, self.pool.expand(len(parts), 4))
 
 
@@ -83,7 +88,7 @@ ARGUMENTS = {
     "blocks": None,
     "random_weights": None,
     "token": "own",
-    "layers": None,
+    "layers": ["all"],
     "device": "cpu",
     "top_k": [2],
     "expansion_factor": 3,
@@ -96,6 +101,8 @@ ARGUMENTS = {
     "precision": "float32",
     "checkpoint_every": 60.0,
     "seeds": [0],
+    "data_seed": None,
+    "command": ["train_text.py"],
     "runname": "run",
     "overwrite": False,
     "workers": 0,

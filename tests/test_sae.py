@@ -496,8 +496,12 @@ def test_the_settings_of_other_trainers_are_folded_in(tmp_path):
         ({"architecture": "jumprelu"}, "has architecture 'jumprelu': only 'topk' can be read"),
         ({"architecture": None}, "has architecture None: only 'topk' can be read"),
         ({"normalize_activations": "layer_norm"}, "has normalize_activations 'layer_norm': only 'none'"),
-        ({"k": None}, "lacks the whole number 'k'"),
-        ({"k": 41}, "41 active latents of d_sae = 40"),
+        ({"k": None}, "k None: it takes a whole number"),
+        ({"k": 16.5}, "k 16.5: it takes a whole number"),
+        ({"d_in": True}, "d_in True: it takes a whole number"),
+        ({"d_sae": float("nan")}, "d_sae nan: it takes a whole number"),
+        ({"k": 0}, "k 0: it takes a whole number of at least 1"),
+        ({"k": 41}, "k 41 above d_sae 40"),
         ({"d_sae": 50}, "where its cfg.json asks for"),
     ],
 )
@@ -507,6 +511,38 @@ def test_an_sae_that_cannot_be_read_is_refused_in_one_line(tmp_path, changes, me
     with pytest.raises(UserError, match=message) as refusal:
         TopKSAE.load(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_sizes_that_another_program_wrote_as_floats_are_whole_numbers(tmp_path):
+    random_sae().save(tmp_path)
+    rewrite(tmp_path, k=4.0, d_in=12.0)
+    assert (TopKSAE.load(tmp_path).k, TopKSAE.load(tmp_path).d_in) == (4, 12)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
+    sae = random_sae()
+    with torch.no_grad():
+        getattr(sae, name)[..., 3] = float(value)
+    sae.save(tmp_path)
+    with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: {name} holds NaN or infinite values"):
+        TopKSAE.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"[]", "is no JSON object"), (b"\xff\xfe{}", "is not JSON"), (None, "cannot be read")],
+)
+def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, content, said):
+    random_sae().save(tmp_path)
+    (tmp_path / CONFIG_FILE).unlink()
+    if content is None:
+        (tmp_path / CONFIG_FILE).mkdir()
+    else:
+        (tmp_path / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        TopKSAE.load(tmp_path)
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])

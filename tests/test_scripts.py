@@ -40,8 +40,8 @@ def world(tmp_path_factory):
                 scenes.picture(row).save(Path("photos", name))
                 file.write(json.dumps({"file": name, "caption": scenes.captions(row)[0]}) + "\n")
         data = ["--dataset", "folder", "--data_root", "photos"]
-        train_image.main([*data, "--runname", "image"])
-        train_text.main([*data, "--runname", "text"])
+        train_image.main([*data, "--layers", "all", "--runname", "image"])
+        train_text.main([*data, "--layers", "all", "--runname", "text"])
     return here
 
 
@@ -74,6 +74,8 @@ def test_image_and_text_runs_are_aligned_and_name_their_files(here):
     assert image.manifest["dataset"]["name"] == "photos"
     assert [sample["image"] for sample in image.samples()][:3] == ["000.png", "deep/001.png", "002.png"]
     assert image.samples() == text.samples()
+    words = ["--dataset", "folder", "--data_root", "photos", "--layers", "all", "--runname", "text"]
+    assert text.manifest["command"] == ["train_text.py", *words]
     assert (image.manifest["token"], text.manifest["token"]) == ("cls", "end_of_text")
 
 
@@ -149,6 +151,10 @@ FOLDER = ("--dataset", "folder", "--data_root", "photos", "--runname", "never")
         (["--clip_model_name", "ViT-B/33"], ["ViT-B/33", "ViT-B-32"]),
         (["--layers", "3"], ["3", "0", "2"]),
         (["--layers", "-4"], ["-4"]),
+        (["--layers", "last"], ["'last' is no layer", "or all"]),
+        (["--layers", "all", "1"], ["--layers all is all of them"]),
+        (["--device", "cuda:7"], ["--device cuda:7", "--device cpu"]),
+        (["--data_seed", "-1"], ["'-1'", "at least 0"]),
         (["--top_k", "385"], ["385", "384"]),
         (["--top_k", "0"], ["'0'", "at least 1"]),
         (["--lr", "-1"], ["-1", "above 0"]),

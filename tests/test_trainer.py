@@ -69,6 +69,30 @@ def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
     assert again.most_dead == 600
 
 
+def test_the_report_is_of_all_processes_tokens(monkeypatch):
+    """Here two processes with the same tokens: a sum over processes doubles, and one process has them all twice."""
+    z = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
+    whole = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32")
+    share = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32")
+    for _ in range(2):
+        whole.step(torch.cat([z, z]))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    for _ in range(2):
+        share.step(z)
+    assert share.report() == pytest.approx(whole.report(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["W_enc_rows", "b_dec", "W_dec.exp_avg_sq", "report_sums"])
+def test_whatever_is_not_finite_in_a_state_is_seen(name):
+    trainer = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32")
+    trainer.step(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    assert trainer.is_finite(whole=True)
+    trainer.state()[name].view(-1)[0] = float("inf")
+    assert not trainer.is_finite(whole=True)
+    assert trainer.is_finite(whole=False) is (name != "report_sums")
+
+
 @pytest.mark.parametrize(
     ("d_sae", "n_steps", "expected"),
     [(2**14, 4000, 2e-4), (2**14, 10**6, 2e-4), (2**12, 4000, 4e-4), (2**14, 1000, 4e-4), (2**14, 1, 1e-3)],

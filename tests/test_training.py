@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +110,9 @@ def test_the_manifest_says_what_was_done(train):
     assert manifest["encoder"] == names
     assert manifest["dataset"]["fingerprint"] == SmallPairs(300).fingerprint
     assert manifest["sae"]["layer1"] == {"d_in": 8, "d_sae": 24, "k": 2}
-    assert manifest["training"]["seed"] == 0
+    assert manifest["training"]["seed"] == manifest["training"]["data_seed"] == 0
+    assert manifest["command"] == ["train_text.py"]
+    assert manifest["device"] == "cpu"
     assert manifest["training"]["batch_size"] == 16
     assert manifest["held_out"] is True
     assert manifest["evaluated_samples"] == 15
@@ -120,7 +123,7 @@ def test_the_manifest_says_what_was_done(train):
 
 def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
     (run,) = train()
-    held_out = training.held_out_rows(300, seed=0)
+    held_out = training.held_out_rows(300, data_seed=0)
     assert held_out.sum() == 15
     encoder, sae = SmallEncoder(), TopKSAE.load(run.path / "layer2")
     items = [encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)]
@@ -217,6 +220,30 @@ def test_one_stream_trains_several_seeds_and_ks(train):
         assert together == (alone.path / "layer2" / name).read_bytes()
 
 
+def test_a_second_seed_is_given_alone_by_its_seed_and_the_first_ones_data_seed(train):
+    """The runs of one command share the order of the data and the held-out samples; `data_seed` says which."""
+    _, second = train(seeds=[0, 1], runname="both", layers=[0])
+    (alone,) = train(seeds=[1], data_seed=0, runname="alone", layers=[0])
+    assert content(second.path) == content(alone.path)
+    assert second.manifest["training"] == alone.manifest["training"]
+    assert (alone.manifest["training"]["seed"], alone.manifest["training"]["data_seed"]) == (1, 0)
+    (other,) = train(seeds=[1], runname="other", layers=[0])
+    assert other.manifest["training"]["data_seed"] == 1
+    assert content(other.path) != content(alone.path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "resolved"), [(None, [2]), (["all"], [0, 1, 2]), ([-1], [2]), ([-3, 1], [0, 1])]
+)
+def test_the_last_layer_is_the_default_and_numbers_are_stored_resolved(train, typed, resolved):
+    (run,) = train(pairs=SmallPairs(40), layers=typed)
+    assert run.layers == [f"layer{layer}" for layer in resolved]
+    assert run.manifest["training"]["layers"] == resolved
+    for layer in resolved:
+        config = json.loads((run.path / f"layer{layer}" / "cfg.json").read_text())
+        assert config["metadata"]["hook_name"] == f"Small.layer{layer}"
+
+
 def test_fewer_than_twenty_samples_are_all_trained_on_and_said_so(train, capsys):
     (run,) = train(pairs=SmallPairs(5))
     assert run.manifest["held_out"] is False
@@ -233,6 +260,139 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_layer(train):
     with pytest.raises(UserError, match="layer 0 .*NaN or infinite"):
         train(SmallEncoder(broken_row=3), pairs=SmallPairs(19))
     assert features.run_names() == []
+
+
+def held_out_row(n_samples=300):
+    return int(np.flatnonzero(training.held_out_rows(n_samples, 0))[0])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("token", [0, 1])
+def test_recording_stops_at_what_is_not_finite_and_names_row_and_layer(train, value, token):
+    """Token 1 is the recorded one; token 0 of a held-out row is one of those that the scores are of."""
+    row = held_out_row()
+    encoder = SmallEncoder(broken_row=row, broken=(1, token, float(value)))
+    with pytest.raises(
+        UserError, match=rf"layer 1 gives NaN or infinite activations for row {row} \({row}\)"
+    ):
+        train(encoder)
+    assert features.run_names() == []
+
+
+def test_given_saes_record_no_row_that_is_not_finite(train):
+    """Nothing has looked at the row before: it is not trained on."""
+    (trained,) = train(runname="trained")
+    with pytest.raises(UserError, match="layer 2 gives NaN or infinite activations for row 77"):
+        train(SmallEncoder(broken_row=77, broken=(2, 1, float("inf"))), runname="new", sae=str(trained.path))
+
+
+def test_kept_tokens_that_are_not_finite_are_named(train, monkeypatch):
+    read = activations.RecordedTokens.read
+
+    def damaged(self, rows):
+        tokens = read(self, rows)
+        tokens[1][rows.index(200)] = float("nan")
+        return tokens
+
+    assert not training.held_out_rows(300, 0)[200]
+    monkeypatch.setattr(activations.RecordedTokens, "read", damaged)
+    with pytest.raises(UserError, match="layer 1 gives NaN or infinite activations for row 200"):
+        train()
+
+
+@pytest.mark.parametrize("step", [26, 40, 54])
+def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
+    """The bad row is met between two reports; once it is repaired, the command ends as if nothing had been."""
+    settings, pairs = {"layers": [0], "checkpoint_every": 1e-9}, SmallPairs(900)
+    (calm,) = train(pairs=pairs, runname="calm", **settings)
+    held_out = training.held_out_rows(900, 0)
+    row = training.training_plan(held_out, training.Settings(**calm.manifest["training"]))[step - 1][0]
+    written, write = [], features.write_state
+
+    def finite(file, header, tensors):
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+        written.append(header["done"])
+        write(file, header, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "write_state", finite)
+        patch.setattr(training.Clock, "is_due", lambda self: True)
+        with pytest.raises(UserError, match=rf"layer 0 has NaN .* within batches \d+ to {step}:"):
+            train(SmallEncoder(broken_row=row), pairs, **settings)
+    assert written == list(range(1, step))
+    (run,) = train(pairs=pairs, **settings)
+    assert content(run.path) == content(calm.path)
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(train, monkeypatch):
+    """The last loss is of the weights before the last step."""
+    step = training.LayerTrainer.step
+
+    def diverging(self, z):
+        step(self, z)
+        if self.steps_done == self.n_steps:
+            self.sae.b_enc.data[3] = float("inf")
+
+    monkeypatch.setattr(training.LayerTrainer, "step", diverging)
+    with pytest.raises(UserError, match="its loss diverged"):
+        train()
+    assert not list(features.run_path("run").rglob("sae_weights.safetensors"))
+
+
+class SinkEncoder(SmallEncoder):
+    """Its first token, which is not recorded, is 130 times larger, and there are `others` times more of the others."""
+
+    def __init__(self, larger=130.0, others=1):
+        super().__init__()
+        self.larger, self.others = larger, others
+
+    def activations(self, batch, layers):
+        found = super().activations(batch, layers)
+        for tokens in found.layers.values():
+            tokens[:, 0] *= self.larger
+        repeat = lambda part: torch.cat([part, *[part[:, 1:]] * (self.others - 1)], 1)  # noqa: E731
+        tokens = {layer: repeat(part) for layer, part in found.layers.items()}
+        pool = torch.nn.functional.pad(found.pool, (0, 3 * (self.others - 1)))
+        return type(found)(tokens, repeat(found.mask), pool)
+
+
+def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, capsys):
+    (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
+    encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
+    rows = np.flatnonzero(training.held_out_rows(300, 0))
+    found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in rows]), [2])
+    all_tokens, recorded = found.layers[2][found.mask], found.layers[2][:, 1]
+    for tokens, field in ((all_tokens, "fvu"), (recorded, "fvu_recorded")):
+        x, y = tokens.double(), sae(tokens).detach().double()
+        expected = float((x - y).square().sum() / (x - x.mean(0)).square().sum())
+        assert run.manifest[field]["layer2"] == pytest.approx(expected, rel=1e-4)
+    assert run.manifest["fvu"]["layer2"] < 0.1 < run.manifest["fvu_recorded"]["layer2"]
+    share = run.manifest["half_variance_tokens"]["layer2"]
+    assert share == pytest.approx(0.5 / 13, rel=0.2)  # one token of 13 holds all but a thousandth
+    assert f"layer2: {share:.2%} of the tokens hold half of the variance" in capsys.readouterr().out
+
+
+def test_tokens_that_are_alike_in_size_are_not_warned_of(train, capsys):
+    (run,) = train(layers=[2])
+    assert training.FEW < run.manifest["half_variance_tokens"]["layer2"] <= 0.5
+    assert "hold half" not in capsys.readouterr().out
+
+
+def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
+    """The fractions too; FVU stays that of the SAE, which is a TopK one."""
+    topk, relu = (train(activation=activation, runname=activation)[0] for activation in ("topk", "relu"))
+    held_out = training.held_out_rows(300, 0)
+    sae, encoder = TopKSAE.load(relu.path / "layer1"), SmallEncoder()
+    items = encoder.collate([encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)])
+    active = (sae.pre_acts(encoder.activations(items, [1]).layers[1][:, :3].flatten(0, 1)) > 0).double()
+    assert relu.manifest["l0"]["layer1"] == pytest.approx(float(active.sum(1).mean()))
+    assert relu.manifest["l0"]["layer1"] > 2 >= topk.manifest["l0"]["layer1"]
+    assert relu.manifest["dead_fraction"]["layer1"] == pytest.approx(
+        float((active.sum(0) == 0).double().mean())
+    )
+    dense = float((active.mean(0) > 0.1).double().mean())
+    assert relu.manifest["dense_fraction"]["layer1"] == pytest.approx(dense)
+    assert relu.manifest["fvu"] == topk.manifest["fvu"]
 
 
 def test_k_above_d_sae_is_refused_in_one_line(train):
@@ -290,6 +450,7 @@ def test_one_sae_is_taken_for_the_layer_that_its_folder_or_the_user_names(train,
     (one,) = train(runname="one", sae=str(trained.path / "layer1"))
     assert one.layers == ["layer1"]
     (trained.path / "layer1").rename(tmp_path / "mine")
+    rewrite_config(tmp_path / "mine", metadata={})
     with pytest.raises(UserError, match="add --layers with one number"):
         train(runname="two", sae=str(tmp_path / "mine"))
     (two,) = train(runname="two", sae=str(tmp_path / "mine"), layers=[1])
@@ -306,10 +467,178 @@ def test_saes_that_are_not_there_are_named(train, folder, layers, said):
         train(runname="new", sae=folder, layers=layers)
 
 
+def rewrite_config(folder, **changes):
+    """Change some values of an SAE's cfg.json."""
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ({"top1_layer2": None}, [2]),
+        ({"k16-block0": None, "sae_layer.1": None}, [0, 1]),
+        ({"blocks.1.hook_resid_post": None}, [1]),
+        ({"a": "blocks.2.hook_resid_post", "b7": "visual.transformer.resblocks.0"}, [0, 2]),
+        ({"top1_layer2": "encoder.layer.1"}, "top1_layer2 could be of layer 1 or 2"),
+        ({"run2": None}, "neither many/run2's name nor its cfg.json tells its layer"),
+        ({"top1_layer2": None, "top2_layer2": None}, "top1_layer2 and many/top2_layer2 are both of layer 2"),
+        ({"layer3": None}, "layer 3"),
+    ],
+)
+def test_an_saes_layer_is_the_one_its_hook_or_its_folder_names(train, monkeypatch, folders, expected):
+    monkeypatch.setattr(
+        SmallEncoder, "resolve_layers", lambda _, layers: wrappedmodels_refusal(layers) or sorted(layers)
+    )
+    for name, hook in folders.items():
+        TopKSAE(8, 24, 2).save(f"many/{name}", {"hook_name": hook} if hook else {})
+    found = lambda: sorted(training.find_saes(Path("many"), SmallEncoder(), None))  # noqa: E731
+    if isinstance(expected, list):
+        assert found() == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            found()
+
+
+def wrappedmodels_refusal(layers):
+    """What an encoder of three blocks says of a fourth."""
+    if max(layers) > 2:
+        raise UserError(f"layer {max(layers)} does not exist")
+
+
+@pytest.mark.parametrize("flag", [[1], ["all"]])
+def test_a_layer_that_is_typed_may_not_contradict_the_saes(train, flag):
+    train(runname="trained", layers=[2])
+    if flag == ["all"]:
+        (run,) = train(runname="new", sae="sae_features/trained", layers=flag)
+        assert run.layers == ["layer2"]
+    else:
+        with pytest.raises(UserError, match=r"SAEs of layers \[2\], not of \[1\]"):
+            train(runname="new", sae="sae_features/trained/layer2", layers=flag)
+
+
 def test_an_sae_of_another_width_is_refused(train):
     (trained,) = train(runname="trained")
     with pytest.raises(UserError, match="width 8, and layer 0 of none has 4"):
         train(SmallEncoder(d_in=4), runname="new", sae=str(trained.path))
+
+
+# ------------------------------------------------------------------------------------- GPUs and processes
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "most"),
+    [(SmallEncoder, "activations", 20), (TopKSAE, "pre_acts", 20), (TopKSAE, "decode", 4)],
+)
+def test_recording_halves_its_batches_where_the_gpu_is_too_small(train, monkeypatch, where, name, most):
+    """Encoding the batches, coding their tokens, scoring those of held-out samples."""
+    monkeypatch.setattr(features, "PART_ROWS", 70)
+    pool = (0.5, 0.5, 0.0, 0.0)  # several tokens of a row are recorded: every row is encoded
+    (calm,) = train(SmallEncoder(pool=pool), runname="calm")
+    compute, sizes = getattr(where, name), []
+
+    def limited(self, items, *others):
+        sizes.append(len(items["parts"]) if isinstance(items, dict) else len(items))
+        if sizes[-1] > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return compute(self, items, *others)
+
+    monkeypatch.setattr(where, name, limited)
+    (run,) = train(SmallEncoder(pool=pool))
+    assert max(sizes) > most
+    for layer in run.layers:
+        np.testing.assert_allclose(run.load(layer).toarray(), calm.load(layer).toarray(), atol=1e-5)
+    for field in ("fvu", "fvu_recorded", "l0", "dead_fraction"):
+        assert run.manifest[field] == pytest.approx(calm.manifest[field], rel=1e-6)
+
+
+def test_a_sample_that_does_not_fit_alone_ends_in_one_line(train, monkeypatch):
+    encoder = SmallEncoder(pool=(0.5, 0.5, 0.0, 0.0))
+    forward, full = encoder.activations, []
+
+    def too_large(batch, layers):
+        if full:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(batch, layers)
+
+    encoder.activations = too_large
+    monkeypatch.setattr(
+        training, "save_saes", lambda *args, save=training.save_saes: full.append(1) or save(*args)
+    )
+    with pytest.raises(UserError, match="out of memory with one sample: make room"):
+        train(encoder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "rank", "gpus", "expected"),
+    [
+        (None, 1, 0, 0, "cpu"),
+        (None, 2, 1, 0, "cpu"),
+        ("cpu", 2, 1, 2, "cpu"),
+        (None, 1, 0, 2, "cuda:0"),
+        ("cuda", 1, 0, 2, "cuda:0"),
+        ("cuda:1", 1, 0, 2, "cuda:1"),
+        (None, 2, 1, 2, "cuda:1"),
+        ("cuda", 2, 1, 2, "cuda:1"),
+        ("cuda:0", 2, 1, 2, "cuda:0 is one GPU for 2 processes: type --device cuda"),
+        ("cuda", 3, 2, 2, "GPU 2 is asked for, of 2: start 2 processes"),
+        ("cuda:5", 1, 0, 2, "GPU 5 is asked for, of 2: type cuda:0 to cuda:1"),
+        ("cuda", 1, 0, 0, "no GPU can be used here; type --device cpu"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    used = {"set_device": [], "reset_peak_memory_stats": []}
+    for name, calls in used.items():
+        monkeypatch.setattr(torch.cuda, name, calls.append)
+    backends = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
+    for name, value in (("WORLD_SIZE", count), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, str(value))
+    if expected == "cpu" or (expected.startswith("cuda:") and " " not in expected):
+        assert training.start_processes(asked) == expected
+        assert used["set_device"] == [expected] * (count > 1 and expected != "cpu")
+        assert backends == (["gloo" if expected == "cpu" else "nccl"] if count > 1 else [])
+    else:
+        with pytest.raises(UserError, match=expected):
+            training.start_processes(asked)
+
+
+def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {"cuda:1": 77}[device])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: {"cuda:1": "the second"}[device])
+    stream = activations.Stream(SmallEncoder(), SmallPairs(5), [0], 0, "cuda:1")
+    work = training.Work(stream, [], np.zeros(5, bool), {}, {}, 60.0, 0.0)
+    found = training.costs(work)
+    assert (found["peak_gpu_memory"], found["hardware"], found["device"]) == (77, "the second", "cuda:1")
+
+
+def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train):
+    seen = []
+
+    class Looking(SmallEncoder):
+        def activations(self, *args):
+            seen.append(torch.get_float32_matmul_precision())
+            return super().activations(*args)
+
+    for before in ("highest", "high"):
+        torch.set_float32_matmul_precision(before)
+        try:
+            train(Looking(), pairs=SmallPairs(30), runname=before)
+            assert torch.get_float32_matmul_precision() == before
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"high"}
+
+
+def test_fewer_samples_than_processes_are_refused(train, monkeypatch):
+    monkeypatch.setattr(training, "processes", lambda: 8)
+    with pytest.raises(
+        UserError, match="6 training samples cannot be shared by 8 processes: start at most 6"
+    ):
+        train(pairs=SmallPairs(6))
+    assert not list(features.ROOT.glob("*"))
 
 
 def test_a_gpu_out_of_memory_says_which_flag_to_lower(train, monkeypatch):
