@@ -26,18 +26,25 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 # PIL warns of pictures above 89 million pixels and refuses them above 179; `decode` has its own, wider line.
 Image.MAX_IMAGE_PIXELS = None
+# It refuses a PNG for a megabyte of text or of colour profile, neither of which is looked at here.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
 MOST_PIXELS = 2**29  # 20,000 x 20,000 px fits; decoding it takes 2 GB
 REDUCE_PIXELS = (
     2**26
 )  # a larger picture is box-averaged to below this: encoders look at a few hundred px a side
+MOST_RATIO = 100  # of the sides: what scales the shorter one to 512 px then holds 26 million pixels at most
+ORIENTATION = 274  # the tag of EXIF that says how the camera was held
+UPRIGHT = dict(
+    zip(range(2, 9), [Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)], strict=True)
+)  # flips and quarter turns
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # What PIL and soundfile raise on content that is cut short or not what its name says.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError)
-BROKEN += (struct.error, zlib.error)
+BROKEN += (struct.error, zlib.error, AttributeError, ArithmeticError, AssertionError)
 
 
 class Sample(NamedTuple):
@@ -157,17 +164,51 @@ def _reason(why: BaseException) -> str:
 def decode(content: Any) -> Image.Image:
     """A file's bytes, or a picture, as an upright RGB picture; of an animation, the first frame.
 
-    Transparent pixels are shown on white, 16-bit grey is scaled to 8 bits, EXIF orientation is applied, and
-    what has more than REDUCE_PIXELS is averaged down. Errors: one of BROKEN where it is no whole picture.
+    Transparent pixels are shown on white, grey of 16 bits is scaled to 8, EXIF orientation is applied, and the
+    sides of what has more than REDUCE_PIXELS, or is longer than MOST_RATIO times its width, are averaged down.
+    Errors: one of BROKEN where it is no whole picture.
     """
     picture = _open_picture(content) if isinstance(content, bytes) else content
-    pixels = picture.width * picture.height
-    if pixels > MOST_PIXELS:
+    if picture.width * picture.height > MOST_PIXELS:
         raise ValueError(f"{picture.width} x {picture.height} px is over the limit of {MOST_PIXELS:,} pixels")
     picture.load()
-    picture = _on_white(_eight_bit(ImageOps.exif_transpose(picture)))
-    factor = math.ceil(math.sqrt(pixels / REDUCE_PIXELS))
-    return picture.reduce(factor) if factor > 1 else picture
+    return _reduced(_on_white(_eight_bit(_upright(picture))))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as EXIF's orientation says, whatever else is in there; what cannot be read turns nothing."""
+    try:
+        turn = UPRIGHT.get(_orientation(picture))
+    except BROKEN:
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """Tag 274 alone, from the directory's entries of 12 bytes (tag, type, count, value): PIL stops at odd ones."""
+    exif = picture.info.get("exif")
+    if not isinstance(exif, bytes):
+        return picture.getexif().get(ORIENTATION)
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = "<" if exif[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
+        if tag == ORIENTATION:
+            return struct.unpack_from(order + ("H" if kind == 3 else "I"), exif, entry + 8)[0]
+    return None
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """Averaged down, so that neither the picture nor what encoders make of a thin one fills the memory.
+
+    Many encoders scale the shorter side to theirs: 20,000 x 1 px would become 4,480,000 x 224.
+    """
+    both = math.ceil(math.sqrt(picture.width * picture.height / REDUCE_PIXELS))
+    longest = MOST_RATIO * min(picture.size)
+    factors = tuple(max(both, math.ceil(side / longest)) for side in picture.size)
+    return picture.reduce(factors) if max(factors) > 1 else picture
 
 
 def _open_picture(content: bytes) -> Image.Image:
@@ -180,7 +221,11 @@ def _open_picture(content: bytes) -> Image.Image:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits as grey of 8: 65535 becomes 255. PIL itself would clip everything above 255."""
+    """Grey of 16 bits as grey of 8: 65535 becomes 255. PIL itself would clip everything above 255.
+
+    Where no value is above 255 or 4095, grey of 8 or 12 bits was stored in 16, and that becomes 255: it would
+    be all but black.
+    """
     if picture.mode == "F":
         raise ValueError("its floating-point grey values have no known range; save it with 8 or 16 bits")
     if not picture.mode.startswith("I"):
@@ -190,7 +235,8 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     grey = np.asarray(picture)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError("its 32-bit grey values have no known range; save it with 8 or 16 bits")
-    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    white = next(white for white in (255, 4095, 65535) if grey.max() <= white)
+    return Image.fromarray(((grey.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

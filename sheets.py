@@ -57,7 +57,9 @@ def highest(codes: Any, features: list[int]) -> Iterator[Highest]:
 
 
 def draw(found: Highest, title: str, n_samples: int, picture: Callable, caption: Callable, text_first: bool):
-    """The sheet as a PIL image. `picture(row)` and `caption(row)` give a sample's two sides; `picture` may be None.
+    """The sheet as a PIL image. `picture(row)`, already `_fitted`, and `caption(row)` give a sample's two sides.
+
+    `picture` may be None.
 
     `text_first` puts the captions above the pictures: what an encoder of text saw comes first.
     """
@@ -80,7 +82,7 @@ def _draw_cell(sheet, pen, corner, picture, caption, row, activation, text_first
     text_height = (CAPTION_LINES + 1) * LINE
     text_y, picture_y = (y, y + text_height) if text_first else (y + PICTURE + 2, y)
     if picture is not None:
-        drawn = _fitted(picture(row))
+        drawn = picture(row)
         left, top = x + (PICTURE - drawn.width) // 2, picture_y + (PICTURE - drawn.height) // 2
         sheet.paste(drawn, (left, top))
         pen.rectangle((left - 1, top - 1, left + drawn.width, top + drawn.height), outline=FRAME)
@@ -117,7 +119,8 @@ def save_sheets(
     """
     samples = run.samples()
     text_first = run.manifest["encoder"]["modality"] == "text"
-    picture = functools.lru_cache(maxsize=512)(pairs.image) if pairs is not None else None
+    # Small ones are held: 512 photographs of 12 megapixels take 17 GB.
+    picture = pairs and functools.lru_cache(maxsize=512)(lambda row: _fitted(pairs.image(row)))
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for found in progress(list(highest(codes, features))):

@@ -1,11 +1,12 @@
 """Odd picture files, each with the RGB pixels that a reader must see, or None where nobody could."""
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 ORIENTATION = 0x0112  # the EXIF tag
 WIDTH, HEIGHT = 24, 16
@@ -64,6 +65,40 @@ def rotated(orientation: int, turn: Callable[[np.ndarray], np.ndarray]) -> tuple
     return encoded(Image.fromarray(pixels(2)), exif=exif), turn(pixels(2))
 
 
+def turned_with_an_odd_tag(tag: int, kind: int, count: int, format: str) -> tuple[bytes, np.ndarray]:
+    """A quarter turn in tag 274, beside a tag of a type, or at a place beyond the end, that it may not have."""
+    tags = sorted([(tag, kind, count, struct.pack("<f", 1.5)), (ORIENTATION, 3, 1, struct.pack("<HH", 6, 0))])
+    entries = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in tags)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    stored = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    stored[:, : WIDTH // 2] = 0
+    return encoded(Image.fromarray(stored), format, exif=exif, lossless=True, quality=100), np.rot90(
+        stored, -1
+    )
+
+
+def long(turn: Callable[[np.ndarray], np.ndarray]) -> tuple[bytes, np.ndarray]:
+    """20,000 x 2 px, every 100 of them alike: they become one, since encoders scale the shorter side up."""
+    seen = pixels(3, 200, 2)
+    return encoded(Image.fromarray(turn(np.repeat(seen, 100, axis=1)))), turn(seen)
+
+
+def grey_in_more_bits(kind: type, white: int, format: str) -> tuple[bytes, np.ndarray]:
+    """Grey whose brightest value is `white`, in a file that could hold more."""
+    values = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) % (white + 1)
+    values[0, 0] = white
+    seen = np.round(values / white * 255).astype(np.uint8)
+    return encoded(Image.fromarray(values.astype(kind)), format), np.stack([seen] * 3, axis=-1)
+
+
+def with_long_texts() -> tuple[bytes, np.ndarray]:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("prompt", "x" * 3_000_000, zip=True)
+    texts.add_itxt("workflow", "y" * 3_000_000)
+    seen = pixels(9)
+    return encoded(Image.fromarray(seen), pnginfo=texts, icc_profile=b"z" * 3_000_000), seen
+
+
 def animated(format: str) -> tuple[bytes, np.ndarray]:
     """Three frames, the first of them all blue."""
     frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("blue", "red", "lime")]
@@ -86,18 +121,26 @@ def black_and_white() -> tuple[bytes, np.ndarray]:
 READABLE = {
     "plain": ("plain.png", *plain(WIDTH, HEIGHT)),
     "1 x 1": ("one.png", *plain(1, 1)),
-    "20,000 px": ("long.png", *plain(20_000, 2)),
+    "20,000 px wide": ("long.png", *long(lambda stored: stored)),
+    "20,000 px high": ("high.png", *long(lambda stored: stored.swapaxes(0, 1))),
+    "long texts": ("texts.png", *with_long_texts()),
     "grey": ("grey.png", *grey("PNG")),
     "1 bit": ("bit.png", *black_and_white()),
     "16-bit png": ("deep.png", *grey_of_16_bits("PNG")),
     "16-bit tiff": ("deep.tif", *grey_of_16_bits("TIFF")),
     "16-bit pgm": ("deep.pgm", *grey_of_16_bits("PPM")),
+    "8 bits in 16": ("eight.png", *grey_in_more_bits(np.uint16, 255, "PNG")),
+    "12 bits in 16": ("twelve.png", *grey_in_more_bits(np.uint16, 4095, "PNG")),
+    "8 bits in 32": ("eight.tif", *grey_in_more_bits(np.int32, 255, "TIFF")),
     "palette with transparency": ("palette.png", *palette_with_transparency()),
     "half transparent": ("alpha.png", *half_transparent()),
     "cmyk": ("cmyk.tif", *cmyk()),
     "turned right": ("turned6.png", *rotated(6, lambda stored: np.rot90(stored, -1))),
     "turned left": ("turned8.png", *rotated(8, lambda stored: np.rot90(stored, 1))),
     "mirrored": ("turned2.png", *rotated(2, lambda stored: stored[:, ::-1])),
+    "odd tag": ("odd270.jpg", *turned_with_an_odd_tag(270, 11, 1, "JPEG")),
+    "odd tag beyond the end": ("odd271.webp", *turned_with_an_odd_tag(271, 2, 1000, "WEBP")),
+    "odd tag of a camera": ("odd34665.png", *turned_with_an_odd_tag(34665, 4, 1, "PNG")),
     "animated gif": ("moving.gif", *animated("GIF")),
     "animated webp": ("moving.webp", *animated("WEBP")),
     "animated png": ("moving.png", *animated("PNG")),
