@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import functools
 import glob
 import hashlib
@@ -106,7 +107,7 @@ class Pairs:
         named = dict.fromkeys((os.path.basename(path), path) for path in self.files)
         named |= dict.fromkeys((_stamped(sample)) for sample in self.samples)
         lines = (f"{name} {_stamp(path)}\n" for name, path in named if path)
-        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
 
     def image(self, row: int) -> Image.Image:
         """Row `row` as an upright RGB picture. Error: it cannot be read (names row, id and file)."""
@@ -308,12 +309,15 @@ def open_pairs(
     kind, location = _checked(dataset, data_root, limit, caption)
     options = {name: value for name, value in options.items() if value is not None}
     _require_known(kind, options)
-    opened = OPENERS[kind](location or data_root, **options)
+    opened = _written(OPENERS[kind](location or data_root, **options))
     _require_unique(opened.samples)
     source = {"dataset": dataset, "data_root": opened.data_root, "limit": limit, "caption": caption} | options
     samples = opened.samples[:limit]
     if skip_unreadable or unreadable is not None:
-        source["unreadable"] = unreadable = _unreadable(opened, samples) if unreadable is None else unreadable
+        if unreadable is None:
+            unreadable = _unreadable(opened, samples)
+            _say_left_out(opened.name, unreadable)
+        source["unreadable"] = unreadable
     else:
         _require_present(opened, samples)
     samples = _chosen(samples, unreadable or [], caption)
@@ -334,6 +338,48 @@ def reopen(run: Any, data_root: str | None = None) -> Pairs:
             "name the old place with --data_root"
         )
     return pairs
+
+
+HALVES = "[\ud800-\udfff]"  # of characters (surrogates): they cannot be written as UTF-8
+
+
+def _written(opened: Opened) -> Opened:
+    """With texts that can be written as UTF-8, which happens hours later, and without byte order marks.
+
+    Halves of characters come from names of files in other encodings and from cut JSON. In names they are spelled
+    out as \\udce9, so that names stay apart; in captions they become U+FFFD, which is said.
+    """
+    mended = 0
+    samples = []
+    for sample in opened.samples:
+        captions = [text.strip().removeprefix("\ufeff").strip() for text in sample.captions]
+        if not _is_utf8("".join([sample.id, sample.file, *captions])):
+            whole = [re.sub(HALVES, "\ufffd", text) for text in captions]
+            mended += whole != captions
+            sample = sample._replace(id=_spelled(sample.id), file=_spelled(sample.file))
+            captions = whole
+        samples.append(sample._replace(captions=captions))
+    if mended:
+        _say(f"{opened.name}: captions of {mended} rows hold halves of characters, which become \ufffd")
+    damaged = [{key: _spelled(text) for key, text in item.items()} for item in opened.damaged]
+    return opened._replace(name=_spelled(opened.name), samples=samples, damaged=damaged)
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not re.search(HALVES, text)
+
+
+def _spelled(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _say_left_out(name: str, unreadable: list[dict[str, str]]):
+    if unreadable:
+        first = unreadable[0]
+        _say(
+            f"{name}: {len(unreadable)} unreadable items are left out, all listed in run.json; the first is "
+            f"{first['path']} ({first['why']})"
+        )
 
 
 def _checked(dataset: str, data_root: str | None, limit: int | None, caption: str) -> tuple[str, str]:
@@ -366,6 +412,11 @@ def _require_unique(samples: list[Sample]):
             raise UserError(
                 f"id {sample.id!r} occurs twice, in rows {rows[sample.id]} and {row}; every row needs its own"
             )
+
+
+def _name_of(folder: str | Path) -> str:
+    """A data set's name: that of its folder, and of `.` and `..` that of the folder that they mean."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def _require_present(opened: Opened, samples: list[Sample]):
@@ -450,13 +501,16 @@ def _keep(path: Path, found: list[dict[str, str]]):
         partial.replace(path)
 
 
+DECODED = 2  # raise it where `decode` reads what it did not
+
+
 def _version_key(opened: Opened, samples: list[Sample]) -> str:
     """sha256 over what decides a scan: the decoder, and each row's id, place, and file size and date."""
     stamp = functools.cache(_stamp)
-    key = hashlib.sha256(f"{Image.__version__} {opened.name} {opened.version}\n".encode())
+    key = hashlib.sha256(f"{DECODED} {Image.__version__} {opened.version}\n".encode())
     for sample in samples:
         path = sample.place[0] if isinstance(sample.place, tuple) else sample.place
-        key.update(f"{sample.id} {sample.place} {stamp(path)}\n".encode())
+        key.update(f"{sample.id} {sample.place} {stamp(path)}\n".encode(errors="backslashreplace"))
     return key.hexdigest()[:32]
 
 
@@ -520,32 +574,53 @@ def _require_found(name: str, paths: Iterable[Path], help: str):
             raise UserError(f"{name} was looked for at {path.absolute()}, which does not exist; {help}")
 
 
-def _coco_tables(annotations: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """File name and captions by image id; pycocotools' own tables, several times as large, end here."""
-    from pycocotools.coco import COCO
-
+def _coco_tables(annotations: Path) -> tuple[dict[Any, str], dict[Any, list[str]]]:
+    """File names and captions by image id, from the lists themselves: ids of annotations only order captions."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports on standard output, which is ours
-            coco = COCO(str(annotations))
-        pictures = coco.dataset["images"]
-        captions: dict[int, list[str]] = {}
-        for annotation in sorted(coco.anns.values(), key=lambda annotation: annotation["id"]):
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
-        files = {picture["id"]: picture["file_name"] for picture in pictures}
-    except (ValueError, KeyError, TypeError, AssertionError) as why:
+        tables = json.loads(annotations.read_text(encoding="utf-8-sig"))
+        pictures = [(picture["id"], picture["file_name"]) for picture in tables["images"]]
+        texts = [(text.get("id"), text["image_id"], text["caption"]) for text in tables["annotations"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as why:
         raise UserError(f"{annotations} is not a COCO caption file ({_reason(why)})") from why
+    _require_coco_kinds(annotations, pictures, texts)
+    files = dict(pictures)
     if len(files) < len(pictures):
-        twice = Counter(picture["id"] for picture in pictures).most_common(1)[0][0]
+        twice = Counter(picture for picture, _ in pictures).most_common(1)[0][0]
         raise UserError(f"{annotations} lists image id {twice} twice; every picture needs its own")
-    if strangers := sorted(set(captions) - set(files)):
-        raise UserError(f"{annotations} has a caption for image id {strangers[0]}, which it does not list")
+    captions: dict[Any, list[str]] = {}
+    numbered = all(isinstance(name, int) for name, _, _ in texts)
+    for _, picture, text in sorted(texts, key=lambda row: row[0] if numbered else 0):
+        captions.setdefault(picture, []).append(text.strip())
+    if strangers := [picture for picture in captions if picture not in files]:
+        raise UserError(f"{annotations} has a caption for image id {strangers[0]!r}, which it does not list")
     return files, captions
+
+
+def _require_coco_kinds(annotations: Path, pictures: list[tuple], texts: list[tuple]):
+    """Refuse captions and file names that are no texts, and image ids that are not all numbers or all texts."""
+    for name, picture, text in texts:
+        if not isinstance(text, str):
+            raise UserError(
+                f"{annotations}: annotation {name!r} of image {picture!r} has the caption {text!r}, which is no "
+                "text; mend it or take it out"
+            )
+    for picture, file in pictures:
+        if not isinstance(file, str):
+            raise UserError(f"{annotations}: image {picture!r} has the file name {file!r}, which is no text")
+    ids = [picture for picture, _ in pictures] + [picture for _, picture, _ in texts]
+    first = ids[0] if ids else 0
+    other = next((one for one in ids if type(one) is not type(first) or type(one) not in (int, str)), None)
+    if other is not None:
+        raise UserError(
+            f"{annotations}: image ids {first!r} and {other!r}; make all of them whole numbers, or all texts"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- folder
 
 FILE_KEYS = ("file", "file_name", "image", "audio")
 CAPTION_KEYS = ("caption", "captions", "text")
+KEYS = (FILE_KEYS, CAPTION_KEYS)
 LISTINGS = ("captions.jsonl", "captions.tsv")
 
 
@@ -571,21 +646,25 @@ def open_folder(location: str | None) -> Opened:
             raise UserError(f"{where}: {file!r} is not relative to {location}")
         captions.setdefault(PurePosixPath(file).as_posix(), []).extend(text.strip() for text in texts)
     samples = [Sample(file, file, texts, str(root / file)) for file, texts in captions.items() if texts]
-    return Opened(root.absolute().name, samples, _file_bytes, location, files=[str(found[0])])
+    if len(samples) < len(captions):
+        unpaired = len(captions) - len(samples)
+        _say(f"folder: {unpaired} of {len(captions)} files have no caption and are left out")
+    return Opened(_name_of(root), samples, _file_bytes, location, files=[str(found[0])])
 
 
 def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
     try:
-        with open(listing, encoding="utf-8-sig") as lines:
+        with open(listing, encoding="utf-8-sig", newline="") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{listing}:{number}", line.rstrip("\n")
+                yield f"{listing}:{number}", line
     except UnicodeDecodeError as why:
         raise UserError(f"{listing} is not UTF-8 text ({_reason(why)})") from why
 
 
 def _jsonl_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
     for where, line in _numbered_lines(listing):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as why:
@@ -605,18 +684,47 @@ def _texts(value: Any) -> list[str] | None:
 
 
 def _tsv_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
-    (file, text), splits = (0, 1), 1  # without a header, a second tab is part of the caption
-    for number, (where, line) in enumerate(_numbered_lines(listing)):
-        names = line.lower().split("\t")
+    """Through the csv module: a field in quotes may hold tabs, line ends and doubled quotes."""
+    header: list[str] = []
+    for number, (where, fields) in enumerate(_tsv_records(listing)):
+        names = [name.strip().lower() for name in fields]
         if number == 0 and set(names) & set(FILE_KEYS) and set(names) & set(CAPTION_KEYS):
-            file = next(names.index(key) for key in FILE_KEYS if key in names)
-            text = next(names.index(key) for key in CAPTION_KEYS if key in names)
-            splits = -1
+            header = names
             continue
-        fields = line.split("\t", splits)
-        if len(fields) <= max(file, text):
-            raise UserError(f"{where}: needs a file, a tab and a caption, and has {line[:80]!r}")
+        if not header:  # a second tab is part of the caption
+            fields = [fields[0], "\t".join(fields[1:])] if len(fields) > 1 else fields
+        columns = header or ["file", "caption"]
+        if len(fields) != len(columns):
+            raise UserError(
+                f"{where}: needs {'a file, a tab and a caption' if not header else f'{len(header)} fields'}, and "
+                f"has {len(fields)}: {' | '.join(fields)[:80]!r}; a field with a tab in it needs quotes"
+            )
+        file, text = (next(columns.index(key) for key in keys if key in columns) for keys in KEYS)
         yield where, fields[file], [fields[text]]
+
+
+def _tsv_records(listing: Path) -> Iterator[tuple[str, list[str]]]:
+    """The fields of each record that is not blank, and where it begins."""
+    lines, where = _numbered_lines(listing), ""
+
+    def followed() -> Iterator[str]:
+        nonlocal where
+        for place, line in lines:
+            where = where or place
+            yield line
+
+    try:
+        for fields in csv.reader(followed(), delimiter="\t", strict=True):
+            if any("\t" in field and "\n" in field for field in fields):
+                raise csv.Error("a field holds whole lines")
+            if any(field.strip() for field in fields):
+                yield where, fields
+            where = ""
+    except csv.Error as why:
+        raise UserError(
+            f"{where}: not a tab-separated line ({why}); a quote that begins a field has to end it, and those in "
+            "between are doubled: write the file with a csv writer, or a captions.jsonl"
+        ) from why
 
 
 # ------------------------------------------------------------------------------------------------- flowers102
@@ -639,7 +747,9 @@ def open_flowers102(location: str | None) -> Opened:
     _require_found("flowers102", (root / "jpg", root / "text_c10"), FLOWERS_HELP)
     texts = sorted(root.glob("text_c10/class_*/image_*.txt"))
     captions = {path.stem: _lines(path) for path in texts}
-    pictures = sorted((root / "jpg").glob("image_*.jpg"))
+    found = {path.stem for path in (root / "jpg").glob("image_*.jpg")}
+    # with those that have captions and are not there: a picture that is missing is no reason to drop its row
+    pictures = [root / "jpg" / f"{name}.jpg" for name in sorted(found | {*captions})]
     samples = [
         Sample(path.stem, f"jpg/{path.name}", captions[path.stem], str(path))
         for path in pictures
@@ -652,7 +762,7 @@ def open_flowers102(location: str | None) -> Opened:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -684,16 +794,24 @@ def open_webdataset(location: str | None) -> Opened:
         _say(f"webdataset: {unpaired} keys lack a picture, a sound or a caption and are left out")
     if len({sample.id for sample in samples}) < len(samples) and len(shards) > 1:
         samples = [sample._replace(id=f"{Path(sample.place[0]).stem}/{sample.id}") for sample in samples]
-    return Opened(Path(shards[0]).absolute().parent.name, samples, _span_bytes, location, damaged)
+    name = _name_of(Path(shards[0]).absolute().parent)
+    return Opened(name, samples, _span_bytes, location, damaged)
 
 
 def _shards(pattern: str) -> list[str]:
-    """The tar files that a pattern names, in its order. Errors: it names none, or one that does not exist."""
-    if os.path.isdir(pattern):
-        pattern = os.path.join(glob.escape(pattern), "*.tar")
+    """The tar files that a pattern names, in its order. Errors: it names none, or one that does not exist.
+
+    What is there under the very name is meant, braces and brackets included.
+    """
+    if os.path.isfile(pattern):
+        return [pattern]
+    folder, names = (pattern, "*.tar") if os.path.isdir(pattern) else os.path.split(pattern)
+    if not os.path.isdir(folder):
+        folder, names = "", pattern
     shards = []
-    for path in _expanded(pattern):
-        found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    for name in _expanded(names):
+        path = os.path.join(folder, name)
+        found = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.join(glob.escape(folder), name)))
         if not found:
             raise UserError(
                 f"no shard at {os.path.abspath(path)}; type --data_root 'shards/{{00000..00009}}.tar'"
@@ -703,14 +821,16 @@ def _shards(pattern: str) -> list[str]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """A pattern's braces as the shell expands them: {08..11} keeps leading zeros, {a,b} lists."""
-    brace = re.search(r"\{([^{}]*)\}", pattern)
+    """A pattern's braces as the shell expands them: {08..11} keeps leading zeros, {11..8} counts down, {a,b} lists."""
+    brace = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
     if not brace:
         return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
     if span:
-        first, last = span.groups()
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        first, last = map(int, span.groups())
+        step = 1 if first <= last else -1
+        width = max(map(len, span.groups())) if any(re.match("0.", end) for end in span.groups()) else 0
+        choices = [str(number).zfill(width) for number in range(first, last + step, step)]
     else:
         choices = brace[1].split(",")
     heads, tails = (
@@ -775,12 +895,11 @@ def _shard_caption(key: str, files: dict[str, Span]) -> list[str] | None:
     if suffix is None:
         return None
     try:
-        text = _span_bytes(files[suffix]).decode()
+        text = _span_bytes(files[suffix]).decode("utf-8-sig")
         text = json.loads(text).get("caption") if suffix == ".json" else text
     except (ValueError, AttributeError) as why:
         raise UserError(f"{files[suffix].path}: {key}{suffix} holds no caption ({_reason(why)})") from why
-    texts = _texts(text)
-    return texts and [text.strip() for text in texts]
+    return _texts(text)
 
 
 def _span_bytes(span: Span) -> bytes:
@@ -820,7 +939,7 @@ def open_hf(
     ids = [str(row) for row in range(len(dataset))]
     if id_column != "none":
         _require_column(location, columns, id_column, "id")
-        ids = [str(name) for name in dataset.select_columns([id_column])[:][id_column]]
+        ids = [str(name) for name in _hf_column(dataset, id_column, location)]
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise UserError(
@@ -850,13 +969,16 @@ def _files_below(location: str) -> list[str]:
 def _load_hf(name: str, subset: str | None, split: str | None) -> Any:
     import datasets
 
-    path, readers = Path(name), {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".csv": "csv"}
+    path = Path(name)
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.is_dir() and not saved and glob.escape(name) != name:
+        raise UserError(f"{name!r}: of a folder whose name holds [, * or ?, no file is found; rename it")
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(name)
-            return loaded[split] if split else loaded
+        if saved:
+            return _of_split(datasets.load_from_disk(name), split)
         if path.is_file():
-            return datasets.load_dataset(readers[path.suffix], data_files=name, split=split)
+            reader, options = _hf_reader(path)
+            return datasets.load_dataset(reader, data_files=glob.escape(name), split=split, **options)
         return datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as why:
         raise UserError(
@@ -864,6 +986,29 @@ def _load_hf(name: str, subset: str | None, split: str | None) -> Any:
             f"({_reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
             "a network"
         ) from why
+
+
+def _hf_reader(path: Path) -> tuple[str, dict[str, Any]]:
+    """The reader of a file by its suffix, and the reader's options; "NA" and "None" are captions too."""
+    tables = {".csv": {"keep_default_na": False}, ".tsv": {"keep_default_na": False, "sep": "\t"}}
+    readers = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"} | dict.fromkeys(tables, "csv")
+    if path.suffix not in readers:
+        raise UserError(f"{str(path)!r} is of no kind that hf: reads; name a folder, or {', '.join(readers)}")
+    return readers[path.suffix], tables.get(path.suffix, {})
+
+
+def _of_split(saved: Any, split: str | None) -> Any:
+    """A part of what `save_to_disk` wrote: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
+    import datasets
+
+    if split is None:
+        return saved
+    saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    lengths = {name: len(rows) for name, rows in saved.items()}
+    spans = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return datasets.concatenate_datasets(
+        [saved[span.splitname].select(range(span.from_ or 0, span.to or 0)) for span in spans]
+    )
 
 
 def _one_split(loaded: Any, name: str) -> Any:
@@ -882,15 +1027,22 @@ def _require_column(name: str, columns: list[str], column: str, role: str):
         )
 
 
+def _hf_column(dataset: Any, column: str, name: str) -> list[Any]:
+    try:
+        return dataset.select_columns([column])[:][column]
+    except ValueError as why:  # Arrow does not check that its texts are UTF-8
+        raise UserError(f"column {column!r} of {name!r} cannot be read ({_reason(why)})") from why
+
+
 def _hf_captions(dataset: Any, column: str, name: str) -> list[list[str] | None]:
-    values = dataset.select_columns([column])[:][column]
+    values = _hf_column(dataset, column, name)
     captions = [_texts(value) for value in values]
     for row, value in enumerate(values):
         if captions[row] is None and value is not None:
             raise UserError(
                 f"row {row} of column {column!r} of {name!r} is no text; type --text_column with the text's"
             )
-    return [texts and [text.strip() for text in texts] for texts in captions]
+    return captions
 
 
 def _undecoded(dataset: Any, column: str, name: str) -> Any:

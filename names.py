@@ -1,6 +1,7 @@
 """The names of the runs that a train command makes. Nothing here needs torch, which takes seconds to import."""
 
 import argparse
+import re
 from typing import Any
 
 import features
@@ -35,4 +36,5 @@ def default_name(arguments: argparse.Namespace, pairs: Any) -> str:
         name += "-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
     if arguments.random_weights is not None:
         name += f"-random{arguments.random_weights}"
-    return f"{name}_{pairs.name}"
+    dataset = re.sub(r"[^\w.+-]+", "-", pairs.name).strip("-")  # a folder's name may hold spaces
+    return f"{name}_{dataset}"

@@ -1,5 +1,6 @@
 """Data sets: the order and content of their rows, and one clear line for every way they can be broken."""
 
+import csv
 import io
 import json
 import multiprocessing
@@ -78,6 +79,41 @@ def test_coco_not_found_says_where_it_looked_and_how_to_get_it(tmp_path):
         UserError, match=r"nowhere/annotations/captions_train2017\.json.*train2017\.zip.*--data_root"
     ):
         open_pairs("coco", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([1, 2], [(1, 1, None)], r"annotation 1 of image 1 has the caption None"),
+        ([1, 2], [(1, 1, "a"), (8, 2, 7)], r"annotation 8 of image 2 has the caption 7"),
+        ([1, "2"], [(1, 1, "a")], r"image ids 1 and '2'; make all of them whole numbers"),
+        ([1, 2], [(1, "1", "a")], r"image ids 1 and '1'; make all"),
+        ([1.5], [(1, 1.5, "a")], r"image ids 1\.5 and 1\.5; make all"),
+    ],
+)
+def test_coco_texts_and_ids_of_other_kinds_are_named(coco, images, annotations, message):
+    write_coco(coco, images, annotations)
+    with pytest.raises(UserError, match=message):
+        open_pairs("coco", str(coco))
+
+
+@pytest.mark.parametrize(
+    ("ids", "first"), [((5, 5, 5), "a"), ((9, None, 1), "a"), (("9", "8", "7"), "a"), ((9, 8, 7), "c")]
+)
+def test_ids_of_coco_annotations_order_captions_and_decide_nothing_else(coco, ids, first):
+    write_coco(coco, ["2"], [(i, "2", text) for i, text in zip(ids, "abc", strict=True)])
+    pairs = open_pairs("coco", str(coco), caption="all", skip_unreadable=True)
+    assert (pairs.ids, sorted(pairs.captions[0]), pairs.caption(0)) == (["2"], ["a", "b", "c"], first)
+
+
+def write_coco(root, images, annotations):
+    """The tables, behind a byte order mark; every image is the file of the image 2."""
+    tables = {
+        "images": [{"id": i, "file_name": f"{2:012d}.png"} for i in images],
+        "annotations": [{"id": a, "image_id": i, "caption": text} for a, i, text in annotations],
+    }
+    path = root / "annotations/captions_train2017.json"
+    path.write_text(json.dumps(tables), encoding="utf-8-sig")
 
 
 def test_coco_files_that_contradict_themselves_are_named(coco):
@@ -210,11 +246,42 @@ def test_a_broken_listing_is_named(folder, listing, message):
         open_pairs("folder", str(folder))
 
 
-def test_a_tsv_line_without_a_tab_is_named(folder):
+def as_tsv(folder, content):
     (folder / "captions.jsonl").unlink()
-    (folder / "captions.tsv").write_text("b.png\ta robin\nb.png a wren\n")
-    with pytest.raises(UserError, match=r"captions\.tsv:2: needs a file, a tab and a caption"):
-        open_pairs("folder", str(folder))
+    (folder / "captions.tsv").write_bytes(content.encode())
+    return open_pairs("folder", str(folder), caption="all")
+
+
+@pytest.mark.parametrize("header", ["", "file\tcaption\n", "\ufefffile\tcaption\n"])
+def test_a_tsv_of_a_csv_writer_is_read_as_it_was_written(folder, header):
+    texts = ['a dog, "happy" and red', "a cat\tand a hat", "two\nlines", 'a "b"', "plain"]
+    lines = io.StringIO()
+    csv.writer(lines, delimiter="\t").writerows([["b.png", text] for text in texts])
+    assert as_tsv(folder, header + lines.getvalue()).captions == [texts]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("b.png\ta robin\nb.png a wren\n", r"captions\.tsv:2: needs a file, a tab and a caption, and has 1"),
+        ("file\tcaption\n\nb.png\ta\tb\n", r"captions\.tsv:3: needs 2 fields, and has 3: 'b\.png | a | b'"),
+        ("file\tid\tcaption\nb.png\t7\n", r"captions\.tsv:2: needs 3 fields, and has 2"),
+        ('b.png\tx\nb.png\t"a" b\n', r"captions\.tsv:2: not a tab-separated line .*doubled"),
+        ('b.png\t"a robin\ndeep/a.png\ta wren\n', r"captions\.tsv:1: not a tab-separated line .*doubled"),
+        ('b.png\t"a robin\ndeep/a.png\ta "wren"\n', r"captions\.tsv:1: not a tab-separated line"),
+        ('b.png\t"a\ndeep/a.png\ta wren"\n', r"captions\.tsv:1: .*a field holds whole lines"),
+    ],
+)
+def test_a_tsv_line_that_is_none_is_named(folder, content, message):
+    with pytest.raises(UserError, match=message):
+        as_tsv(folder, content)
+
+
+def test_files_without_captions_are_left_out_and_counted(folder, capsys):
+    listing = '{"file": "b.png", "captions": []}\n{"file": "deep/a.png", "caption": "a wren"}\n'
+    (folder / "captions.jsonl").write_text(listing)
+    assert open_pairs("folder", str(folder)).ids == ["deep/a.png"]
+    assert "1 of 2 files have no caption and are left out" in capsys.readouterr().err
 
 
 def test_mistakes_in_the_arguments_name_the_valid_ones(folder):
@@ -342,9 +409,12 @@ def test_reopening_from_source_leaves_out_the_same_without_looking(damaged, monk
     )
 
 
-def test_a_missing_file_is_left_out_too_and_nothing_left_is_an_error(folder):
+def test_a_missing_file_is_left_out_too_and_nothing_left_is_an_error(folder, capsys):
     (folder / "b.png").unlink()
     pairs = open_pairs("folder", str(folder), skip_unreadable=True)
+    assert "birds: 1 unreadable items are left out, all listed in run.json; the first is b.png" in (
+        capsys.readouterr().err
+    )
     assert pairs.ids == ["deep/a.png"]
     assert "No such file" in pairs.unreadable[0]["why"]
     with pytest.raises(UserError, match="holds no readable file with a caption"):
@@ -374,6 +444,30 @@ def test_odd_captions_are_kept_as_they_are(tmp_path):
     assert len(pairs.caption(1)) == 10_000
 
 
+def test_every_text_can_be_written_and_bears_no_mark(tmp_path, capsys):
+    """Names of a tar that are no UTF-8, half an emoji, and marks within the texts."""
+    shard = tmp_path / "0.tar"
+    picture = picture_files.encoded(drawing(0))
+    with tarfile.open(shard, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in [
+            ("caf\xe9.png", picture),
+            ("caf\xe9.txt", "\ufeffa caf\xe9".encode()),
+            ("caf\xe8.png", picture),
+            ("caf\xe8.json", b'{"caption": ["\\ufeff half \\ud83d"]}'),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    pairs = open_pairs("webdataset", str(shard), skip_unreadable=True)
+    assert pairs.ids == [r"caf\udce9", r"caf\udce8"]
+    assert pairs.captions == [["a caf\xe9"], ["half \ufffd"]]
+    assert "captions of 1 rows hold halves of characters" in capsys.readouterr().err
+    assert pairs.image(1).size == (24, 16)
+    assert len({pairs.fingerprint, pairs.file_stamp()}) == 2
+    for text in (*pairs.ids, *pairs.images, json.dumps(pairs.source)):
+        assert text.encode().decode() == text
+
+
 def test_captions_in_another_encoding_are_refused(folder):
     (folder / "captions.jsonl").write_bytes('{"file": "b.png", "caption": "café"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"captions\.jsonl is not UTF-8 text"):
@@ -396,6 +490,17 @@ def test_flowers102_is_ordered_by_picture_over_all_classes(tmp_path, capsys):
     assert [texts[0] for texts in pairs.captions] == ["flower 1, 0", "flower 3, 0"]
     assert [len(texts) for texts in pairs.captions] == [10, 10]
     assert "1 of 3 pictures have no caption and are left out" in capsys.readouterr().err
+
+
+def test_flowers102_pictures_that_are_missing_are_named(tmp_path):
+    (tmp_path / "jpg").mkdir()
+    path = tmp_path / "text_c10/class_00001/image_00001.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("\ufeffa rose\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 0 .*image_00001\.jpg does not exist"):
+        open_pairs("flowers102", str(tmp_path))
+    drawing(0).save(tmp_path / "jpg/image_00001.jpg")
+    assert open_pairs("flowers102", str(tmp_path)).captions == [["a rose"]]
 
 
 def test_flowers102_not_found_states_the_layout(tmp_path):
@@ -444,6 +549,22 @@ def test_webdataset_keeps_shards_in_pattern_order_and_members_in_tar_order(shard
     assert pairs.captions == [["zero"], ["one"], ["two"], ["three"]]
     for row in (3, 0, 2, 1):
         assert np.array_equal(np.asarray(pairs.image(row)), picture_files.pixels(row))
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b{2}", "c{x,y}", "d e", "e*"])
+def test_webdataset_folders_mean_themselves_whatever_their_names_hold(shards, name):
+    root = shards.rename(shards.with_name(name))
+    (root / "00009.tar").rename(root / "f{1,2}[3].tar")
+    whole = ["000100000", "000100001", "000090001", "000090000"]
+    for pattern in ("", "*.tar", "{00010,f*}.tar"):
+        assert open_pairs("webdataset", str(root / pattern)).ids == whole
+    assert open_pairs("webdataset", str(root / "f{1,2}[3].tar")).ids == whole[2:]
+
+
+def test_braces_of_shards_are_the_shells():
+    for pattern in ("{8..11}", "{08..11}", "{11..9}", "a{b,c}{1..2}", "{}", "{a}", "{a}{1,2}"):
+        shell = subprocess.check_output(["bash", "-c", f"echo {pattern}"], text=True).split()
+        assert data._expanded(pattern) == shell
 
 
 def test_webdataset_pattern_order_is_the_users(shards):
@@ -569,6 +690,58 @@ def test_hf_columns_captions_in_lists_and_nulls(tmp_path, hub_cache, capsys):
     assert np.array_equal(np.asarray(pairs.image(1)), picture_files.pixels(2))
     assert "1 of 3 rows have no caption and are left out" in capsys.readouterr().err
     assert open_pairs(**json.loads(json.dumps(pairs.source))).ids == pairs.ids
+
+
+@pytest.mark.parametrize(
+    ("split", "ids"), [("train[:2]", "01"), ("test", "01"), ("train[2:]", "2"), ("train[:1]+train[2:]", "02")]
+)
+def test_hf_splits_of_saved_data_may_be_cut(tmp_path, hub_cache, split, ids):
+    hub_cache.DatasetDict(train=hf_table(hub_cache), test=hf_table(hub_cache, 2)).save_to_disk(
+        tmp_path / "both"
+    )
+    pairs = open_pairs(f"hf:{tmp_path}/both", split=split, id_column="none")
+    assert [text[0][-1] for text in pairs.captions] == list(ids)
+    assert np.array_equal(np.asarray(pairs.image(len(pairs) - 1)), picture_files.pixels(int(ids[-1])))
+    for wrong in ("valid", "train[", "train[:2"):
+        with pytest.raises(UserError, match=r"split .* cannot be opened"):
+            open_pairs(f"hf:{tmp_path}/both", split=wrong)
+
+
+def test_hf_names_with_brackets_and_braces_mean_themselves_or_are_refused(tmp_path, hub_cache):
+    for name in ("a[1]", "b{x,y}", "c d"):
+        (tmp_path / name).mkdir()
+        hf_table(hub_cache).to_parquet(tmp_path / name / f"{name}.parquet")
+        assert len(open_pairs(f"hf:{tmp_path}/{name}/{name}.parquet")) == 3
+    assert len(open_pairs(f"hf:{tmp_path}/b{{x,y}}")) == 3
+    with pytest.raises(UserError, match=r"a\[1\]': of a folder whose name holds \[.*rename it"):
+        open_pairs(f"hf:{tmp_path}/a[1]")
+    with pytest.raises(UserError, match=r"is of no kind that hf: reads; .*\.parquet"):
+        open_pairs(f"hf:{__file__}")
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_hf_tables_keep_captions_that_look_like_no_value(tmp_path, hub_cache, delimiter):
+    (tmp_path / "0.png").write_bytes(picture_files.encoded(drawing(0)))
+    path = tmp_path / ("table.csv" if delimiter == "," else "table.tsv")
+    texts = ["None", "NA", 'a "b", c\td', ""]
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(
+            [["caption", "photo"], *([t, "0.png"] for t in texts)]
+        )
+    table = data._load_hf(str(path), None, "train")
+    assert table["caption"][:] == texts
+
+
+def test_hf_texts_that_are_no_utf8_are_named(tmp_path, hub_cache):
+    import pyarrow
+    import pyarrow.parquet
+
+    ends, content = np.array([0, 1, 2], np.int32).tobytes(), b"\xffa"
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, *map(pyarrow.py_buffer, (ends, content))])
+    table = pyarrow.table({"image": [b"1", b"2"], "caption": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match="column 'caption' of .* cannot be read .*utf-8"):
+        open_pairs(f"hf:{tmp_path}/bad.parquet")
 
 
 def test_hf_mistakes_name_what_there_is(tmp_path, hub_cache):

@@ -415,6 +415,7 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
         ("DemoClipVision", None, None, "demo", "clipvision_demo"),
         ("DemoClipVision", None, None, "photos", "democlipvision_photos"),
         ("ClipVision", None, None, "coco", "clipvision_coco"),
+        ("ClipVision", None, None, "my birds [2]", "clipvision_my-birds-2"),
         ("ClipVision", "ViT-B/32-quickgelu", None, "coco", "clipvision-vit-b-32-quickgelu_coco"),
         (
             "ClipText",
@@ -428,6 +429,7 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
     chosen = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
     assert names.default_name(chosen, argparse.Namespace(name=dataset)) == expected
+    assert features.run_path(expected).name == expected
 
 
 # ------------------------------------------------------------------------------- SAEs that are trained already
