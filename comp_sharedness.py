@@ -104,18 +104,20 @@ def compare(source: Any, min_group: list[Any], max_group: list[Any], layer: int 
 
 
 def report(arguments: Any, source: Any, shared: Sharedness):
-    """Print the first features, and write the files that are asked for."""
+    """Write the files that are asked for, and print the first features; in this order, since a pipe's reader may
+    leave (`| head`).
+    """
     import features
 
     live = np.flatnonzero(shared.total > 0)
     first = live[: arguments.top or max(1, len(shared.feature) // 100)]
-    print_first(shared, first, len(live))
     if arguments.csv:
         features.write_text(arguments.csv, as_csv(shared))
     if arguments.json:
         features.write_text(arguments.json, as_json(source, shared))
     if arguments.plot:
         plot(arguments.plot, shared, first)
+    print_first(shared, first, len(live))
     if arguments.show:
         show(source, shared, first, arguments.data_root)
 

@@ -4,8 +4,18 @@ import argparse
 import re
 from typing import Any
 
+import data
 import features
 import wrappedmodels
+
+
+def open_data(arguments: argparse.Namespace) -> data.Pairs:
+    """Open the data set of a train command; refuse a run's name that is taken, if possible before the data is read."""
+    if arguments.runname:
+        check_names(arguments, None)
+    pairs = data.from_arguments(arguments)
+    check_names(arguments, pairs)
+    return pairs
 
 
 def check_names(arguments: argparse.Namespace, pairs: Any):

@@ -3,7 +3,7 @@
 import data
 import wrappedmodels
 from commandline import script, training_arguments
-from names import check_names
+from names import open_data
 
 ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.modality != "text"}
 
@@ -14,8 +14,7 @@ def main(argv=None):
     arguments = training_arguments(
         argv, __doc__, ENCODERS, "DemoClipVision", data.add_arguments, "train_image.py"
     )
-    arguments.pairs = data.from_arguments(arguments)
-    check_names(arguments, arguments.pairs)
+    arguments.pairs = open_data(arguments)
 
     import training  # after what can be said without torch
 

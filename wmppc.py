@@ -110,17 +110,17 @@ def wanted_pairs(sources: list[Any], targets: list[Any]) -> list[tuple[str, str]
 
 
 def report(arguments: Any, run: Any, directions: tuple[Any, ...], one_pair: bool):
-    """Print, and write the files that are asked for."""
+    """Write the files that are asked for, and print; in this order, since a pipe's reader may leave (`| head`)."""
     import features
 
-    print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}")
-    (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
     if arguments.csv:
         features.write_text(arguments.csv, as_csv(directions, arguments.metrics))
     if arguments.json:
         features.write_text(arguments.json, as_json(run, directions))
     if arguments.plot:
         (plot_layers if one_pair else plot_matrix)(arguments.plot, directions)
+    print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}")
+    (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
 
 
 def print_pair(directions: tuple[Any, ...], metrics: list[str]):

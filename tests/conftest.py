@@ -8,5 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 from jaxtyping import install_import_hook
 
-MODULES = "wrappedmodels sae data features correlation scores comparison activations quality trainer training"
+MODULES = (
+    "wrappedmodels sae data names features correlation scores comparison activations quality trainer training"
+)
 install_import_hook(MODULES.split(), "beartype.beartype")

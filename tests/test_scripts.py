@@ -392,8 +392,9 @@ def test_help_and_what_can_be_told_at_once_need_no_heavy_library(here):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_leaves_ends_a_script_quietly(here, unbuffered):
-    code = "import wmppc; wmppc.main(['--source', 'image', '--target', 'text'])"
+def test_a_reader_that_leaves_ends_a_script_quietly_and_files_are_written(here, unbuffered, tmp_path):
+    words = ["--source", "image", "--target", "text", "--json", str(tmp_path / "all.json")]
+    code = f"import wmppc; wmppc.main({words})"
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": unbuffered}
@@ -401,6 +402,7 @@ def test_a_reader_that_leaves_ends_a_script_quietly(here, unbuffered):
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+    assert len(json.loads((tmp_path / "all.json").read_text())["directions"]) == 2
 
 
 def test_another_broken_pipe_than_our_outputs_is_no_quiet_end():
