@@ -497,14 +497,14 @@ def test_claps_last_block_is_its_last_stage():
 
 
 def test_what_cannot_be_hooked_is_refused_with_what_could_be():
-    message, _ = complaint("HFText", "albert/albert-base-v2")  # two layers that share one block
+    message = complaint("HFText", "albert/albert-base-v2")  # two layers that share one block
     assert message == (
         "0 lists of modules are as long as the 2 layers of the configuration of this AlbertModel; "
         "--blocks takes one of none"
     )
-    message, _ = complaint("HFText", "openai-community/gpt2", blocks="transformer.h")
+    message = complaint("HFText", "openai-community/gpt2", blocks="transformer.h")
     assert message == "there are no blocks at 'transformer.h'; --blocks takes one of h (2)"
-    message, _ = complaint("TimmVision", "timm/resnet18.a1_in1k", blocks="layer1,layer5")
+    message = complaint("TimmVision", "timm/resnet18.a1_in1k", blocks="layer1,layer5")
     assert message.startswith("there is no module 'layer5'; --blocks takes one of layer1 (2), layer2 (2)")
     encoder = load("HFVision", "microsoft/swin-tiny-patch4-window7-224", blocks="layers.1.blocks")
     assert [tuple(tokens.shape) for tokens in record(encoder).layers.values()] == [
@@ -521,31 +521,29 @@ def test_a_block_that_puts_out_no_tokens_is_refused():
 
 
 def test_an_encoder_of_the_other_modality_is_refused():
-    assert complaint("HFVision", "openai-community/gpt2")[0] == (
+    assert complaint("HFVision", "openai-community/gpt2") == (
         "'openai-community/gpt2' reads input_ids, so it is no encoder of images"
     )
-    assert complaint("ClapAudio", "openai-community/gpt2")[0] == (
+    assert complaint("ClapAudio", "openai-community/gpt2") == (
         "'openai-community/gpt2' is a 'gpt2' model, not clap; use --model HFVision or --model HFText"
     )
 
 
 def test_a_generic_row_wants_a_name_and_knows_its_librarys():
-    assert complaint("HFText")[0].startswith(
-        "HFText is a row for many encoders: name one with --checkpoint ("
-    )
-    message, _ = complaint("TimmVision", "vit_base_patch16_225")
+    assert complaint("HFText").startswith("HFText is a row for many encoders: name one with --checkpoint (")
+    message = complaint("TimmVision", "vit_base_patch16_225")
     assert message.startswith("timm has no model 'vit_base_patch16_225'; nearest: vit_base_patch16_224, ")
-    message, _ = complaint("TimmVision", "vit_base_patch16_224.augreg_in21k")
+    message = complaint("TimmVision", "vit_base_patch16_224.augreg_in21k")
     assert message.endswith("`hf download timm/vit_base_patch16_224.augreg_in21k`")
 
 
 def test_clips_own_rows_refuse_what_pools_otherwise(checkpoints):
     folder = checkpoints["text", "ViT-B-16-SigLIP"]
-    assert complaint("ClipText", folder)[0] == (
+    assert complaint("ClipText", folder) == (
         f"{folder!r} pools last, not end_of_text; use --model OpenClipText"
     )
     folder = checkpoints["image", "RN50-quickgelu"]
-    assert complaint("ClipVision", folder)[0] == f"{folder!r} pools mean, not cls; use --model OpenClipVision"
+    assert complaint("ClipVision", folder) == f"{folder!r} pools mean, not cls; use --model OpenClipVision"
 
 
 def test_check_tries_one_checkpoint(capsys):
