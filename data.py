@@ -515,7 +515,7 @@ def _version_key(opened: Opened, samples: list[Sample]) -> str:
 
 
 def _stamp(path: Any) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # a name may hold what no file's name can
         status = os.stat(path) if isinstance(path, str) else None
         return status and (status.st_size, status.st_mtime_ns)
     return None
@@ -608,11 +608,10 @@ def _require_coco_kinds(annotations: Path, pictures: list[tuple], texts: list[tu
         if not isinstance(file, str):
             raise UserError(f"{annotations}: image {picture!r} has the file name {file!r}, which is no text")
     ids = [picture for picture, _ in pictures] + [picture for _, picture, _ in texts]
-    first = ids[0] if ids else 0
-    other = next((one for one in ids if type(one) is not type(first) or type(one) not in (int, str)), None)
-    if other is not None:
+    if {*map(type, ids)} not in ({int}, {str}, set()):
+        other = next((one for one in ids if type(one) is not type(ids[0])), ids[0])
         raise UserError(
-            f"{annotations}: image ids {first!r} and {other!r}; make all of them whole numbers, or all texts"
+            f"{annotations}: image ids {ids[0]!r} and {other!r}; make all of them whole numbers, or all texts"
         )
 
 

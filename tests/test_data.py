@@ -89,6 +89,7 @@ def test_coco_not_found_says_where_it_looked_and_how_to_get_it(tmp_path):
         ([1, "2"], [(1, 1, "a")], r"image ids 1 and '2'; make all of them whole numbers"),
         ([1, 2], [(1, "1", "a")], r"image ids 1 and '1'; make all"),
         ([1.5], [(1, 1.5, "a")], r"image ids 1\.5 and 1\.5; make all"),
+        ([None], [(1, {}, "a")], r"image ids None and \{\}; make all"),
     ],
 )
 def test_coco_texts_and_ids_of_other_kinds_are_named(coco, images, annotations, message):
@@ -235,6 +236,8 @@ def test_importing_data_imports_nothing_heavy():
         ('{"file": "b.png"}', r"captions\.jsonl:1: needs"),
         ('{"file": "b.png", "caption": 3}', r"captions\.jsonl:1: needs"),
         ("nonsense", r"captions\.jsonl:1: not a JSON object"),
+        ('{"file": "a\\u0000b", "caption": "x"}', r"row 0 .* does not exist"),
+        ('{"file": "\\ud83d.png", "caption": "x"}', r"row 0 .* does not exist"),
         ('{"file": "/b.png", "caption": "x"}', r"captions\.jsonl:1: '/b\.png' is not relative"),
         ("", "holds no readable file with a caption"),
         ("\n\n", "holds no readable file with a caption"),
@@ -244,6 +247,8 @@ def test_a_broken_listing_is_named(folder, listing, message):
     (folder / "captions.jsonl").write_text(listing)
     with pytest.raises(UserError, match=message):
         open_pairs("folder", str(folder))
+    with pytest.raises(UserError):
+        open_pairs("folder", str(folder), skip_unreadable=True)
 
 
 def as_tsv(folder, content):
