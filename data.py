@@ -42,6 +42,7 @@ ORIENTATION = 274  # the tag of EXIF that says how the camera was held
 UPRIGHT = dict(
     zip(range(2, 9), [Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)], strict=True)
 )  # flips and quarter turns
+DEEP = ("RGB;16B", "RGBA;16B")  # PIL's names for 16-bit colours, the high byte first
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # What PIL and soundfile raise on content that is cut short or not what its name says.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError)
@@ -165,15 +166,25 @@ def _reason(why: BaseException) -> str:
 def decode(content: Any) -> Image.Image:
     """A file's bytes, or a picture, as an upright RGB picture; of an animation, the first frame.
 
-    Transparent pixels are shown on white, grey of 16 bits is scaled to 8, EXIF orientation is applied, and the
+    Transparent pixels are shown on white, 16 bits are scaled to 8, EXIF orientation is applied, and the
     sides of what has more than REDUCE_PIXELS, or is longer than MOST_RATIO times its width, are averaged down.
     Errors: one of BROKEN where it is no whole picture.
     """
     picture = _open_picture(content) if isinstance(content, bytes) else content
     if picture.width * picture.height > MOST_PIXELS:
         raise ValueError(f"{picture.width} x {picture.height} px is over the limit of {MOST_PIXELS:,} pixels")
+    deep = isinstance(content, bytes) and any(tile.args in DEEP for tile in getattr(picture, "tile", ()))
     picture.load()
+    if deep and not any(highest for _, highest in picture.getextrema()):
+        picture = _low_bytes(content)
     return _reduced(_on_white(_eight_bit(_upright(picture))))
+
+
+def _low_bytes(content: bytes) -> Image.Image:
+    """A PNG of 16-bit colours that holds values of 8 bits: of the two bytes of each, PIL takes the higher one."""
+    picture = _open_picture(content)
+    picture.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in picture.tile]
+    return picture
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,20 @@ def grey_in_more_bits(kind: type, white: int, format: str) -> tuple[bytes, np.nd
     return encoded(Image.fromarray(values.astype(kind)), format), np.stack([seen] * 3, axis=-1)
 
 
+def colours_of_8_bits_in_16(alpha: bool) -> tuple[bytes, np.ndarray]:
+    """A PNG written by hand (PIL writes none of 16-bit colours): header, one block of rows, end."""
+    seen = pixels(10)
+    values = np.dstack([seen, np.full((HEIGHT, WIDTH, 1), 255)]) if alpha else seen
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 6 if alpha else 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    written = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written), seen
+
+
 def with_long_texts() -> tuple[bytes, np.ndarray]:
     texts = PngImagePlugin.PngInfo()
     texts.add_text("prompt", "x" * 3_000_000, zip=True)
@@ -132,6 +147,9 @@ READABLE = {
     "8 bits in 16": ("eight.png", *grey_in_more_bits(np.uint16, 255, "PNG")),
     "12 bits in 16": ("twelve.png", *grey_in_more_bits(np.uint16, 4095, "PNG")),
     "8 bits in 32": ("eight.tif", *grey_in_more_bits(np.int32, 255, "TIFF")),
+    "colours, 8 bits in 16": ("rgb.png", *colours_of_8_bits_in_16(False)),
+    "colours and alpha, 8 bits in 16": ("rgba.png", *colours_of_8_bits_in_16(True)),
+    "black": ("black.png", encoded(Image.new("L", (2, 2))), np.zeros((2, 2, 3), np.uint8)),
     "palette with transparency": ("palette.png", *palette_with_transparency()),
     "half transparent": ("alpha.png", *half_transparent()),
     "cmyk": ("cmyk.tif", *cmyk()),

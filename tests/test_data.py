@@ -161,6 +161,20 @@ def test_the_same_file_names_in_unrelated_folders_have_two_fingerprints(tmp_path
     assert cats.fingerprint != cars.fingerprint
 
 
+@pytest.mark.parametrize("kind", ["hf without ids", "webdataset"])
+def test_numbered_rows_of_unrelated_data_have_two_fingerprints(tmp_path, hub_cache, kind):
+    found = []
+    for word in ("cat", "car"):
+        if kind == "webdataset":
+            shard = write_shard(tmp_path / f"{word}.tar", members("00000", 0, f"a {word}"))
+            found.append(open_pairs("webdataset", str(shard)))
+        else:
+            hf_table(hub_cache, 1, caption=[f"a {word}"]).to_parquet(tmp_path / f"{word}.parquet")
+            found.append(open_pairs(f"hf:{tmp_path}/{word}.parquet"))
+    assert found[0].ids == found[1].ids
+    assert found[0].fingerprint != found[1].fingerprint
+
+
 def test_a_file_stamp_follows_every_file_that_holds_the_rows_and_the_data_when_they_move(folder):
     stamps = {open_pairs("folder", str(folder)).file_stamp() for _ in range(2)}
     for number, file in enumerate(("b.png", "deep/a.png", "captions.jsonl")):
