@@ -58,10 +58,12 @@ class Standardizer(NamedTuple):
     """A layer's mean [d_in] and one scale: z = (x - mean) / scale has entries of mean square one.
 
     Latents die first where activations are not centred; the scale lets one learning rate suit every layer.
+    `center` is the mean of z where a recipe leaves one, else None: FVU is about it, and not about zero.
     """
 
     mean: Float[Tensor, " d_in"]
     scale: float
+    center: Float[Tensor, " d_in"] | None = None
 
     def __call__(self, tokens: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
         return (tokens - self.mean) / self.scale
@@ -90,7 +92,7 @@ class Moments:
         """From the tokens so far; the identity where the recipe takes activations as they are."""
         mean = self.mean.float()
         if not recipe.standardized:
-            return Standardizer(torch.zeros_like(mean), 1.0)
+            return Standardizer(torch.zeros_like(mean), 1.0, center=mean)
         return Standardizer(mean, float((self.spread / (self.count * len(mean))).sqrt()) or 1.0)
 
 
@@ -107,8 +109,16 @@ class LayerTrainer:
     """
 
     def __init__(
-        self, sae: Any, recipe: Recipe, n_steps: int, n_tokens: float, lr: float | None, precision: str
+        self,
+        sae: Any,
+        recipe: Recipe,
+        n_steps: int,
+        n_tokens: float,
+        lr: float | None,
+        precision: str,
+        center: Float[Tensor, " d_in"] | None = None,
     ):
+        self.center = center
         self.sae, self.recipe, self.n_steps, self.precision = sae, recipe, n_steps, precision
         self.lr = lr or recipe.lr or default_lr(sae.d_sae, n_steps)
         fewest = DEAD_TURNS * sae.d_sae / sae.k
@@ -120,7 +130,7 @@ class LayerTrainer:
         self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=(0.9, recipe.beta2), fused=True)
         device = sae.b_enc.device
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=device)
-        self.report_sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, error, squares
+        self.report_sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, error, variance
         self.most_dead = min(DEAD_ROOM, sae.d_sae) if sae.b_enc.is_cuda else None
         self.steps_done = 0
 
@@ -138,7 +148,8 @@ class LayerTrainer:
         dead = self.dead() if self.recipe.auxk else None
         done = self.sae.step_gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
         n_tokens = torch.full_like(done.fired[:1], len(z))
-        sums = torch.stack([done.loss, done.squared_error, z.square().sum()])
+        centered = z if self.center is None else z - self.center
+        sums = torch.stack([done.loss, done.squared_error, centered.square().sum()])
         self._sum_over_processes(done.fired, n_tokens, sums)
         if self.recipe.unit_norm:
             self.sae.remove_parallel_gradient()
@@ -156,12 +167,12 @@ class LayerTrainer:
 
     def report(self) -> tuple[float, float, float]:
         """Summed loss, FVU, and dead fraction of all processes since the last report; waits for the device."""
-        loss, error, squares = self.report_sums.tolist()  # z is centred: its squares are its variance
+        loss, error, variance = self.report_sums.tolist()
         self.report_sums.zero_()
         n_dead = int(self.dead().sum())
         if self.most_dead is not None:
             self.most_dead = min(max(DEAD_ROOM, 2 * n_dead), self.sae.d_sae)
-        return loss, error / squares if squares else math.nan, n_dead / self.sae.d_sae
+        return loss, error / variance if variance else math.nan, n_dead / self.sae.d_sae
 
     def is_finite(self, whole: bool) -> bool:
         """Whether no loss since the last report is NaN or infinite, nor, of the whole, any weight; a host sync.

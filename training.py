@@ -458,6 +458,7 @@ def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float)
                 n_steps * batch_tokens,
                 settings.lr,
                 settings.precision,
+                standardizer.center,
             )
     return trainers
 
@@ -486,7 +487,7 @@ def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer])
     saes: list[dict[int, TopKSAE]] = [{} for _ in work.jobs]
     for (number, layer), trainer in trainers.items():
         sae = saes[number][layer] = trainer.sae
-        sae.fold_standardizer(*standard[layer])
+        sae.fold_standardizer(standard[layer].mean, standard[layer].scale)
         sae.zero_grad()  # which would take the room of another SAE while recording
         if process() == 0:
             sae.save(work.jobs[number].folder / f"layer{layer}", describe(work, layer))

@@ -14,7 +14,7 @@ def test_standardised_tokens_have_mean_zero_and_mean_square_one(batches, offset)
     moments = Moments()
     for part in x.tensor_split(batches):
         moments.add(part)
-    mean, scale = moments.standardizer(RECIPES["ours"])
+    mean, scale, _ = moments.standardizer(RECIPES["ours"])
     exact = x.double()
     torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-6, atol=1e-6)
     assert scale == pytest.approx(float((exact - exact.mean(0)).square().mean().sqrt()), rel=1e-6)
@@ -23,8 +23,21 @@ def test_standardised_tokens_have_mean_zero_and_mean_square_one(batches, offset)
 def test_the_originals_recipe_takes_activations_as_they_are():
     moments = Moments()
     moments.add(torch.ones(5, 3) * 7)
-    mean, scale = moments.standardizer(RECIPES["original"])
+    mean, scale, _ = moments.standardizer(RECIPES["original"])
     assert (mean.tolist(), scale) == ([0.0, 0.0, 0.0], 1.0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_reported_fvu_is_about_the_mean_whatever_the_recipe(recipe):
+    """About zero, far from which these tokens lie, that of the original's recipe would be next to nothing."""
+    x, moments = torch.randn(64, 8, generator=torch.Generator().manual_seed(2)) + 50, Moments()
+    moments.add(x)
+    standard = moments.standardizer(RECIPES[recipe])
+    sae, z = TopKSAE(8, 24, 2), standard(x)
+    error, variance = (z - sae(z)).detach().square().sum(), (z - z.mean(0)).square().sum()
+    trainer = LayerTrainer(sae, RECIPES[recipe], 10, 100.0, None, "float32", standard.center)
+    trainer.step(z)
+    assert trainer.report()[1] == pytest.approx(float(error / variance), rel=1e-3)
 
 
 def test_tokens_that_are_all_the_same_are_only_centred():
