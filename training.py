@@ -144,6 +144,8 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
         random_weights=arguments.random_weights,
         device=device,
     )
+    layers = asked_layers(encoder, None if arguments.sae else arguments.layers)
+    wrappedmodels.self_test_on(encoder, pairs, layers)
     work = prepare(arguments, encoder, pairs, device, started)
     saes, history = fit(work)
     scores = record(work, saes, history)

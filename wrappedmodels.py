@@ -7,18 +7,25 @@ its `Parts`. `uv run wrappedmodels.py` prints the table.
 import contextlib
 import difflib
 import functools
+import html
+import inspect
+import itertools
 import logging
 import os
+import re
+import sys
 import time
 from argparse import ArgumentTypeError as UserError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 
 ROOT = Path(__file__).resolve().parent
+LFS = b"version https://git-lfs"  # how the file begins that Git keeps in place of a large one
 
 
 class Activations(NamedTuple):
@@ -45,6 +52,11 @@ class Parts(NamedTuple):
     channels_last: bool = False  # how to read a block's 4-D output
     token: str = ""  # what the encoder itself pools, and its blocks: where the row leaves them open
     blocks: str = ""
+    widths: frozenset[int] = frozenset()  # those that the model declares; empty: it does not say
+    drawn: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # parameters and buffers that the checkpoint lacks, drawn at random
+    unknown: Callable[[list[str]], float] | None = None  # captions -> share of tokens that are unknown
 
 
 class Row(NamedTuple):
@@ -100,9 +112,8 @@ def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
     Raises UserError where the name is unknown, neither cached nor reachable, or its files do not load.
     """
     from huggingface_hub import constants
-    from safetensors import SafetensorError
 
-    broken = (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError)
+    broken = foreign_errors()
     offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
@@ -112,12 +123,22 @@ def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
     finally:
         constants.HF_HUB_OFFLINE = offline
     if not repository:
+        refuse_pointers(name.removeprefix("local-dir:"))
         raise UserError(f"{name!r} cannot be loaded: {first_line(missing)}") from missing
     reach(name, repository, offline, missing)
     try:
         return build()
     except broken as error:
         raise UserError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def foreign_errors() -> tuple[type[Exception], ...]:
+    """What a library raises on files that it cannot use: damaged, of another version, or of a missing package."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_values = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+    return (*of_values, AssertionError, ImportError, SafetensorError, UnpicklingError, StrictDataclassError)
 
 
 def reach(name: str, repository: str, offline: bool, missing: Exception):
@@ -149,6 +170,16 @@ def reach(name: str, repository: str, offline: bool, missing: Exception):
         ) from error
 
 
+def refuse_pointers(folder: str, patterns: tuple[str, ...] = ("*",)):
+    """UserError where a folder holds a pointer of Git LFS in place of a file of one of these names."""
+    for file in (
+        file for pattern in patterns for file in sorted(Path(folder).glob(pattern)) if file.is_file()
+    ):
+        with file.open("rb") as opened:
+            if opened.read(len(LFS)) == LFS:
+                raise UserError(f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in {folder}")
+
+
 def nearest(name: str) -> str:
     """'did you mean A, B? ' of the paper's checkpoints, or nothing."""
     known = sorted({checkpoint for row in REGISTRY.values() for checkpoint in row.checkpoints} | set(DINOV2))
@@ -157,8 +188,13 @@ def nearest(name: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message (two, where the first only announces), for a message of one line."""
+    kind = type(error).__name__
+    lines = (str(error).strip() or kind).splitlines()
+    said = " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])[:200]
+    if "ignore_mismatched_sizes" in said:  # transformers' advice on how to draw them at random
+        said = "its weights have other shapes than its configuration says"
+    return f"{kind}: {said}" if isinstance(error, LookupError | TypeError | AttributeError) else said
 
 
 @contextlib.contextmanager
@@ -331,7 +367,10 @@ def open_clip_reading(text: Any) -> dict:
 
 def open_clip_ids(tokenizer: Callable, caption: str) -> dict:
     """One caption as token ids, padded to the context length."""
-    return {"input_ids": tokenizer([caption])[0]}
+    special = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip's own, or around one of transformers
+    names = getattr(special, "all_special_tokens", ["<start_of_text>", "<end_of_text>"])
+    plain = html.unescape(html.unescape(caption))  # as open_clip itself does
+    return {"input_ids": tokenizer([as_text(names, plain)])[0]}
 
 
 def end_of_text(ids: Int[Any, "sample token"], end: int | None) -> Int[Any, " sample"]:
@@ -431,7 +470,21 @@ def timm_layout(trunk: Any, prefix: str = "", blocks: str = "") -> dict:
         "token": "cls" if pools_cls else "mean",
         "registers": slice(int(has_cls), getattr(trunk, "num_prefix_tokens", 0) or 0),
         "channels_last": getattr(trunk, "output_fmt", "NCHW") == "NHWC",
+        "widths": timm_widths(trunk),
     }
+
+
+def timm_widths(trunk: Any) -> frozenset[int]:
+    """The widths that a timm model declares: of its features, and of its tokens."""
+    widths = {info["num_chs"] for info in getattr(trunk, "feature_info", None) or []}
+    return frozenset(
+        widths
+        | {
+            width
+            for name in ("embed_dim", "num_features")
+            if isinstance(width := getattr(trunk, name, None), int)
+        }
+    )
 
 
 def timm_blocks(trunk: Any, prefix: str) -> str:
@@ -439,6 +492,7 @@ def timm_blocks(trunk: Any, prefix: str) -> str:
     modules = dict(trunk.named_modules())
     names = [info["module"] for info in getattr(trunk, "feature_info", None) or []]
     names = [name for name in names if name in modules and next(modules[name].parameters(), None) is not None]
+    names = list(dict.fromkeys(names))  # CoaT lists one module for three stages
     if not names:
         raise UserError(f"timm does not say where the blocks of this model are; {choose_blocks(trunk)}")
     parent = names[0].rpartition(".")[0]
@@ -455,6 +509,10 @@ DINOV2 = {
     f"dinov2_vit{letter}14{suffix}": f"facebook/dinov2-{'with-registers-' if suffix else ''}{size}"
     for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant"))
     for suffix in ("", "_reg")
+}
+END_OF_TEXT = {  # the types of text towers that sum a caption up in the token that ends it
+    f"{kind}_text_model"
+    for kind in ("aimv2", "clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "xclip")
 }
 PART = {"image": "vision", "text": "text", "audio": "audio"}
 INPUT = {"image": "pixel_values", "text": "input_ids", "audio": "input_features"}
@@ -475,51 +533,101 @@ def hf_load(name: str, build: Callable[[str], Any]) -> Any:
             bars.enable_progress_bar()
 
 
-def hf_tower(row: Row, seed: int | None, name: str) -> tuple[Any, str]:
-    """Build a transformers model in single precision, and say where its blocks are.
+class Tower(NamedTuple):
+    """One encoder of transformers, out of a checkpoint that may hold more than one."""
+
+    model: Any
+    blocks: str  # the dotted path of its list of blocks
+    drawn: dict[str, Any]  # parameters and buffers that the checkpoint lacks
+
+
+def hf_tower(row: Row, seed: int | None, name: str) -> Tower:
+    """Build a transformers model in single precision, and find its blocks.
 
     Of a checkpoint with two towers it is the one that is wanted, of an encoder and decoder the encoder.
     """
-    import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     check_type(name, config.model_type, row)
+    check_unquantized(name, config)
     part = getattr(config, f"{PART[row.modality]}_config", None) or config
-    if seed is None:
-        model, missing = hf_weights(name, part, PART[row.modality] if part is not config else "")
-    else:
-        model, missing = hf_class(part)._from_config(part, dtype=torch.float32), set()
-    tower = model.get_encoder() if part.is_encoder_decoder else model
+    with_attention_that_is_here(config)
+    model, drawn = hf_random(part, config) if seed is not None else hf_weights(name, part, config)
+    # T5EncoderModel's checkpoints call themselves no encoder-decoder, yet the bare model is one
+    pair = row.modality == "text" and hasattr(model, "encoder") and hasattr(model, "decoder")
+    tower = model.get_encoder() if part.is_encoder_decoder or pair else model
     if tower.main_input_name != INPUT[row.modality]:
         raise UserError(f"{name!r} reads {tower.main_input_name}, so it is no encoder of {row.modality}s")
-    blocks = row.blocks or hf_blocks(tower)
-    check_complete(name, missing, blocks)
-    return tower, blocks
+    return Tower(tower, row.blocks or hf_blocks(tower), drawn)
+
+
+def check_unquantized(name: str, config: Any):
+    """Refuse weights of a few bits: blocks are run in single precision."""
+    if settings := getattr(config, "quantization_config", None):
+        method = settings.get("quant_method") if isinstance(settings, dict) else type(settings).__name__
+        raise UserError(f"{name!r} is quantized ({method}): take the checkpoint that it was made from")
+
+
+def with_attention_that_is_here(config: Any):
+    """Let transformers choose the attention where a configuration asks for a package such as flash-attn."""
+    configs = [config, *(getattr(config, key, None) for key in config.sub_configs)]
+    for each in filter(None, configs):
+        if each._attn_implementation not in (None, "eager", "sdpa"):
+            each._attn_implementation = None
 
 
 def hf_class(config: Any) -> Any:
-    """The bare model of a configuration, which transformers names alike: ViTConfig, ViTModel."""
+    """The bare model of a configuration, which transformers names alike: ViTConfig, ViTModel; or None."""
     import transformers
 
-    name = type(config).__name__.removesuffix("Config") + "Model"
-    if not hasattr(transformers, name):
-        raise UserError(f"transformers has no bare model of the type {config.model_type!r} to hook")
-    return getattr(transformers, name)
+    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
 
 
-def hf_weights(name: str, config: Any, part: str) -> tuple[Any, set]:
-    """The trained model, and the weights that it lacks; `part` names one tower of two.
+def hf_random(part: Any, config: Any) -> tuple[Any, dict]:
+    """The model of the configuration `part`, alone or out of `config`'s, at random, and what it lacks: nothing."""
+    import torch
+    from transformers import AutoModel
 
-    Only some families can load a tower alone: the others, CLAP among them, would draw it at random.
+    if found := hf_class(part):
+        return found._from_config(part, dtype=torch.float32), {}
+    return submodel(AutoModel.from_config(config, dtype=torch.float32), part), {}
+
+
+def hf_weights(name: str, part: Any, config: Any) -> tuple[Any, dict]:
+    """The trained model of `part`, which is `config` or one tower of it, and what the checkpoint lacks of it.
+
+    Only some families can load a tower alone: the others, CLAP and LLaVA among them, would draw it at random.
     """
     import torch
     from transformers import AutoModel
 
-    alone = not part or hf_class(config).base_model_prefix == f"{part}_model"
-    model_class = hf_class(config) if alone else AutoModel
-    model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    return model if alone else getattr(model, f"{part}_model"), report["missing_keys"]
+    options = dict(dtype=torch.float32, output_loading_info=True)
+    if found := hf_class(part):
+        model, report = found.from_pretrained(name, config=part, **options)
+        if part is config or not report["missing_keys"]:
+            return model, lacking(model, report)
+    whole, report = AutoModel.from_pretrained(name, config=config, **options)
+    return submodel(whole, part), lacking(whole, report)
+
+
+def lacking(model: Any, report: dict) -> dict:
+    """{name: parameter} that transformers drew at random, as it reports; of a module for a buffer that is missing."""
+    parameters, found = dict(model.named_parameters(remove_duplicate=False)), {}
+    for key in sorted(report["missing_keys"]):
+        beside = model.get_submodule(key.rpartition(".")[0]).parameters(recurse=False)
+        weights = parameters.get(key, next(beside, None))
+        if weights is not None:
+            found[key] = weights
+    return found
+
+
+def submodel(model: Any, config: Any) -> Any:
+    """The outermost module that is built from a configuration of this type."""
+    found = [module for module in model.modules() if type(getattr(module, "config", None)) is type(config)]
+    if not found:
+        raise UserError(f"transformers has no bare model of the type {config.model_type!r} to hook")
+    return found[0]
 
 
 def check_type(name: str, found: str, row: Row):
@@ -532,21 +640,21 @@ def check_type(name: str, found: str, row: Row):
         )
 
 
-def check_complete(name: str, missing: set, blocks: str):
-    """Refuse a checkpoint that lacks weights of the blocks; a pooler or a head may be missing."""
-    missing = [key for key in missing if f"{blocks}." in key]
-    if missing:
-        raise UserError(f"{name!r} lacks {len(missing)} weights of its blocks, {missing[0]} among them")
-
-
 def hf_blocks(tower: Any) -> str:
     """The path of the one outer ModuleList that is as long as the configuration has layers or stages."""
     from torch.nn import ModuleList
 
-    length = getattr(tower.config, "num_hidden_layers", None) or len(getattr(tower.config, "depths", ()))
+    length = getattr(tower.config, "num_hidden_layers", None) or len(
+        getattr(tower.config, "depths", None) or ()
+    )
     lists = {path: found for path, found in block_lists(tower).items() if isinstance(found, ModuleList)}
-    found = [path for path, blocks in lists.items() if len(blocks) == length]
+    found = [path for path, blocks in lists.items() if len(blocks) == length > 0]
     found = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if not length:
+        raise UserError(
+            f"the configuration of this {type(tower).__name__} does not say how many blocks it has; "
+            f"{choose_blocks(tower)}"
+        )
     if len(found) != 1:
         raise UserError(
             f"{len(found)} lists of modules are as long as the {length} layers of the configuration of this "
@@ -560,29 +668,82 @@ def hf_image(name: str, row: Row, seed: int | None) -> Parts:
     from torch.utils.data import default_collate
     from transformers import AutoImageProcessor
 
-    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
+    tower, blocks, drawn = hf_load(name, functools.partial(hf_tower, row, seed))
     processor = hf_load(name, AutoImageProcessor.from_pretrained)
     # what is put before the patches; a head's own cls_token (AIMv2) is a query and no token of the blocks
     special = {path.split("embeddings.")[-1] for path, _ in tower.named_parameters() if "embeddings." in path}
-    registers = getattr(tower.config, "num_register_tokens", 0) + ("distillation_token" in special)
+    has_cls = bool(special & {"cls_token", "class_embedding"})
+    registers = (getattr(tower.config, "num_register_tokens", 0) or 0) + ("distillation_token" in special)
     return Parts(
         tower,
         functools.partial(unmasked, tower)
         if tower.config.model_type == "vit_mae"
         else lambda batch: tower(**batch),
-        functools.partial(processed, processor),
+        equal_sizes(name, functools.partial(processed, processor, read_by(tower)), tower.config),
         default_collate,
         mask=patch_mask,
-        registers=slice(1, 1 + registers),
-        token="cls" if special & {"cls_token", "class_embedding"} else "mean",
+        registers=slice(int(has_cls), int(has_cls) + registers),
+        token="cls" if has_cls else "mean",
         blocks=blocks,
+        widths=hf_widths(tower.config),
+        drawn=drawn,
     )
 
 
-def processed(processor: Callable, picture: Any) -> dict:
+def read_by(tower: Any) -> list[str]:
+    """The names of a model's inputs: a processor may put out more."""
+    return list(inspect.signature(tower.forward).parameters)
+
+
+def hf_widths(config: Any) -> frozenset[int]:
+    """The widths that a configuration declares: one of all blocks, or one a stage, which may double."""
+    names = (
+        "hidden_size",
+        "hidden_sizes",
+        "embed_dim",
+        "embed_dims",
+        "d_model",
+        "dim",
+        "n_embd",
+        "neck_hidden_sizes",
+    )
+    found = [getattr(config, name, None) or () for name in names]
+    widths = {width for value in found for width in (value if isinstance(value, list | tuple) else [value])}
+    doubling = len(getattr(config, "depths", None) or ())
+    return frozenset(width * 2**stage for width in widths for stage in range(doubling or 1))
+
+
+def processed(processor: Callable, inputs: list[str], picture: Any) -> dict:
     """One picture through an image processor of transformers, which raises on anything but RGB."""
     batch = processor(images=picture.convert("RGB"), return_tensors="pt")
-    return {key: value[0] for key, value in batch.items()}
+    return {key: value[0] for key, value in batch.items() if key in inputs}
+
+
+def equal_sizes(name: str, prepare: Callable, config: Any) -> Callable:
+    """`prepare`, behind a resizing to a square where it leaves pictures of different shapes different."""
+    from PIL import Image
+
+    def differ(prepare):
+        shapes = [prepare(Image.new("RGB", size))["pixel_values"].shape for size in ((40, 80), (80, 40))]
+        return shapes[0] != shapes[1]
+
+    try:
+        if not differ(prepare):
+            return prepare
+        side = getattr(config, "image_size", None) or 224
+        squared = functools.partial(square, prepare, side if isinstance(side, int) else max(side))
+        if not differ(squared):
+            return squared
+    except foreign_errors() as error:
+        raise UserError(f"the image processor of {name!r} cannot be used: {first_line(error)}") from error
+    raise UserError(
+        f"the image processor of {name!r} makes pictures of unequal size, which no batch can hold"
+    )
+
+
+def square(prepare: Callable, side: int, picture: Any) -> dict:
+    """A picture resized to a square, then prepared."""
+    return prepare(picture.resize((side, side)))
 
 
 def patch_mask(batch: dict) -> Any:
@@ -602,10 +763,17 @@ def unmasked(tower: Any, batch: dict) -> Any:
 
 def hf_text(name: str, row: Row, seed: int | None) -> Parts:
     """A text encoder of transformers, behind its own tokenizer, padded on the right."""
-    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
+    tower, blocks, drawn = hf_load(name, functools.partial(hf_tower, row, seed))
     tokenizer = hf_load(name, hf_tokenizer)
+    check_vocabulary(name, tower, tokenizer)
+    common = {
+        "blocks": blocks,
+        "widths": hf_widths(tower.config),
+        "drawn": drawn,
+        "unknown": functools.partial(unknown_share, tokenizer),
+    }
     if tower.config.model_type in ("siglip_text_model", "siglip2_text_model"):
-        return siglip_text(tower, tokenizer, blocks)
+        return siglip_text(tower, tokenizer)._replace(**common)
     padding = tokenizer.pad_token_id or 0  # GPT has none; the mask leaves it out
     return Parts(
         tower,
@@ -614,7 +782,7 @@ def hf_text(name: str, row: Row, seed: int | None) -> Parts:
         functools.partial(pad, padding),
         mask=lambda batch: batch["attention_mask"].bool(),
         token=text_token(tower.config, tokenizer),
-        blocks=blocks,
+        **common,
     )
 
 
@@ -626,15 +794,56 @@ def hf_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    refuse_pointers(name, ("*.json", "*.txt"))
     tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer("a 猫 [qzx]")
+    except (
+        Exception
+    ) as error:  # tokenizers raises nothing more special, of a vocabulary without its unknown word
+        raise ValueError(f"its tokenizer reads no caption: {first_line(error)}") from error
     if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
         raise FileNotFoundError(f"the tokenizer of {name} has no vocabulary")
     return tokenizer
 
 
+def check_vocabulary(name: str, tower: Any, tokenizer: Any):
+    """Refuse a tokenizer with words that the model has no embedding of; special tokens are read only where used."""
+    try:
+        n_embedded = getattr(tower.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # CANINE reads characters by their hashes
+        n_embedded = None
+    words = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    highest = max(words | set(tokenizer("a").input_ids))
+    if n_embedded and highest >= n_embedded:
+        raise UserError(
+            f"the tokenizer of {name!r} has a word of number {highest}, but the model embeds {n_embedded}: "
+            "they are not of one checkpoint"
+        )
+
+
+def unknown_share(tokenizer: Any, captions: list[str]) -> float:
+    """Which share of the captions' tokens is the unknown one; a caption of no token but special ones is unknown."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    words = [[i for i in ids if i not in special] for ids in tokenizer(captions).input_ids]
+    unknown = sum(ids.count(tokenizer.unk_token_id) if ids else 1 for ids in words)
+    return unknown / max(1, sum(len(ids) or 1 for ids in words))
+
+
+def as_text(special: list[str], caption: str) -> str:
+    """A caption whose spelled special tokens ("[SEP]") are read as text: a space breaks them up."""
+    names = [re.escape(token) for token in special if len(token) > 2 and token.lower() in caption.lower()]
+    if not names:
+        return caption
+    return re.sub(
+        "|".join(names), lambda found: f"{found[0][0]} {found[0][1:]}", caption, flags=re.IGNORECASE
+    )
+
+
 def context(tower: Any, tokenizer: Any) -> int:
     """The longest caption in tokens: RoBERTa and its kin count positions from behind the padding's id."""
-    positions = getattr(tower.config, "max_position_embeddings", None) or 512  # T5 has relative positions
+    positions = getattr(tower.config, "max_position_embeddings", None) or 0
+    positions = positions if positions > 0 else 512  # T5 and XLNet have relative positions
     tables = [module for path, module in tower.named_modules() if path.endswith("position_embeddings")]
     first = max([getattr(table, "padding_idx", None) or -1 for table in tables], default=-1) + 1
     return min(tokenizer.model_max_length, positions - first)
@@ -645,20 +854,24 @@ def text_token(config: Any, tokenizer: Any) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     kind = config.model_type
-    if kind in ("clip_text_model", "metaclip_2_text_model", "aimv2_text_model"):
+    if kind in END_OF_TEXT:
         return "end_of_text"
     if config.is_encoder_decoder:
         return "mean"
     masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked:
         return "last"
-    return "mean" if tokenizer.cls_token_id is None else "cls"
+    ids = tokenizer("a").input_ids
+    if tokenizer.cls_token_id in ids:
+        return "cls" if ids[0] == tokenizer.cls_token_id else "last"  # XLNet's is behind the words
+    return "mean"
 
 
 def token_ids(tokenizer: Any, longest: int, caption: str) -> dict:
     """One caption as token ids, cut at `longest`; an empty one is the token that ends or begins a text."""
     import torch
 
+    caption = as_text(tokenizer.all_special_tokens, caption)
     ids = tokenizer(caption, truncation=True, max_length=longest).input_ids
     return {"input_ids": torch.tensor(ids or [tokenizer.eos_token_id or tokenizer.bos_token_id or 0])}
 
@@ -673,7 +886,7 @@ def pad(padding: int, items: list) -> dict:
     return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=padding), "attention_mask": mask}
 
 
-def siglip_text(tower: Any, tokenizer: Any, blocks: str) -> Parts:
+def siglip_text(tower: Any, tokenizer: Any) -> Parts:
     """SigLIP's text tower: always 64 tokens and no attention mask, as it was trained; its last token pools.
 
     That token is nearly always padding, so it is trained on, while the padding before it is not.
@@ -687,7 +900,6 @@ def siglip_text(tower: Any, tokenizer: Any, blocks: str) -> Parts:
         default_collate,
         mask=functools.partial(words_and_last, tokenizer.pad_token_id),
         token="last",
-        blocks=blocks,
     )
 
 
@@ -697,7 +909,8 @@ def fixed_ids(tokenizer: Callable, length: int, caption: str) -> dict:
     SigLIP was trained on lower case, which the tokenizer that its fixed-size checkpoints name does not make.
     """
     options = {"padding": "max_length", "truncation": True, "max_length": length, "padding_side": "right"}
-    return {"input_ids": tokenizer([caption.lower()], return_tensors="pt", **options).input_ids[0]}
+    caption = as_text(tokenizer.all_special_tokens, caption.lower())
+    return {"input_ids": tokenizer([caption], return_tensors="pt", **options).input_ids[0]}
 
 
 def hf_audio(name: str, row: Row, seed: int | None) -> Parts:
@@ -705,7 +918,7 @@ def hf_audio(name: str, row: Row, seed: int | None) -> Parts:
     from torch.utils.data import default_collate
     from transformers import AutoFeatureExtractor
 
-    tower, blocks = hf_load(name, functools.partial(hf_tower, row, seed))
+    tower, blocks, drawn = hf_load(name, functools.partial(hf_tower, row, seed))
     extractor = hf_load(name, AutoFeatureExtractor.from_pretrained)
     return Parts(
         tower,
@@ -714,6 +927,8 @@ def hf_audio(name: str, row: Row, seed: int | None) -> Parts:
         default_collate,
         token="mean",
         blocks=blocks,
+        widths=hf_widths(tower.config),
+        drawn=drawn,
     )
 
 
@@ -890,6 +1105,7 @@ class WrappedModel:
         self.tower = on_device(parts.tower.eval().requires_grad_(False), device)
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)
+        self.widths = parts.widths
 
     def resolve_layers(self, layers: list[int] | None) -> list[int]:
         """Layer numbers in rising order, each once: None means all, a negative one counts from the end."""
@@ -908,7 +1124,7 @@ class WrappedModel:
         import torch
 
         with torch.no_grad():
-            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+            batch = self.placed(batch)
             outputs = self.hooked(batch, layers)
             n_samples = len(next(iter(batch.values())))
             tokens = {layer: self.as_tokens(outputs[layer], n_samples) for layer in layers}
@@ -916,13 +1132,17 @@ class WrappedModel:
             mask = self.training_mask(batch, tokens[layers[0]])
             return Activations(tokens, mask, pool_weights(self.token, mask))
 
+    def placed(self, batch: dict) -> dict:
+        """A batch on the encoder's device."""
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
     def hooked(self, batch: dict, layers: list[int]) -> dict:
         """{layer: what its block returned}; the hooks are gone afterwards, whatever happened."""
-        outputs, last = {}, max(layers)
+        outputs = {}
 
         def keep(layer, module, inputs, output):
             outputs[layer] = output
-            if layer == last:
+            if len(outputs) == len(layers):  # in whichever order the blocks are run
                 raise LastBlock
 
         handles = []
@@ -934,13 +1154,77 @@ class WrappedModel:
         finally:
             for handle in handles:
                 handle.remove()
+        if absent := [layer for layer in layers if layer not in outputs]:
+            raise UserError(
+                f"block {absent[0]} at {self.path!r} of {self.checkpoint} is never called as a module, so it cannot "
+                f"be hooked; {choose_blocks(self.tower)}"
+            )
         return outputs
+
+    def first_input(self, batch: dict) -> Float[Any, "sample token d_in"] | None:
+        """What goes into the block that runs first, as tokens; None where that is no tensor."""
+        import torch
+
+        caught = []
+
+        def keep(module, inputs, named):
+            caught.extend(value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor))
+            raise LastBlock
+
+        parent = self.path.split(",")[0].rpartition(".")[0] if "," in self.path else ""
+        blocks = [*block_lists(self.tower).get(parent, [])[:1], *self.blocks]
+        handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+        try:
+            with torch.no_grad(), contextlib.suppress(LastBlock):
+                self.parts.forward(self.placed(batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.as_tokens(caught[0], len(next(iter(batch.values())))) if caught else None
+
+    def check_complete(self):
+        """Refuse a checkpoint that lacks weights which any block depends on; a pooler or a head may be missing.
+
+        A block depends on the weights that a gradient of its output reaches.
+        """
+        import torch
+
+        drawn = self.parts.drawn
+        if not drawn:
+            return
+        batch = self.collate([self.preprocess(sample_item(self.modality))])
+        with torch.enable_grad():
+            for weights in drawn.values():
+                weights.requires_grad_(True)
+            outputs = self.hooked(self.placed(batch), list(range(self.n_layers)))
+            total = sum(self.as_tokens(output, 1).sum() for output in outputs.values())
+            weights = list(drawn.values()) if total.requires_grad else []
+            reached = torch.autograd.grad(total, weights, allow_unused=True) if weights else []
+        self.tower.requires_grad_(False)
+        if names := [name for name, gradient in zip(drawn, reached, strict=False) if gradient is not None]:
+            raise UserError(
+                f"{self.checkpoint!r} lacks weights of its blocks or of what is in front of them: "
+                f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
+            )
+        self.parts = self.parts._replace(drawn={})
+
+    def unknown_share(self, captions: list[str]) -> float:
+        """The share of the captions' tokens that the tokenizer does not know; 0 where it can read everything."""
+        return self.parts.unknown(captions) if self.parts.unknown else 0.0
 
     def as_tokens(self, output: Any, n_samples: int) -> Float[Any, "sample token d_in"]:
         """A block's output as tokens: the first of a tuple; the places of a feature map."""
-        output = output[0] if isinstance(output, tuple) else output
+        import torch
+
+        while isinstance(output, tuple) and output:  # PVT's blocks put out a tuple in a tuple
+            output = output[0]
+        if not isinstance(output, torch.Tensor):
+            raise UserError(
+                f"the blocks at {self.path!r} of {self.checkpoint} put out a {type(output).__name__}, which is not "
+                f"tokens; {choose_blocks(self.tower)}"
+            )
         if output.ndim == 4:
-            output = output if self.parts.channels_last else output.permute(0, 2, 3, 1)
+            output = output if self.has_channels_last(output) else output.permute(0, 2, 3, 1)
             output = output.flatten(1, 2)
         if output.ndim != 3 or len(output) != n_samples:
             raise UserError(
@@ -948,6 +1232,11 @@ class WrappedModel:
                 f"{n_samples} samples, which are not tokens; {choose_blocks(self.tower)}"
             )
         return output
+
+    def has_channels_last(self, feature_map: Any) -> bool:
+        """Whether the last of four axes is the width: what the model declares tells, else what its library says."""
+        could_be = [feature_map.shape[axis] in self.parts.widths for axis in (1, 3)]
+        return could_be[1] if could_be[0] != could_be[1] else self.parts.channels_last
 
     def check_alike(self, tokens: dict):
         """Refuse layers of different resolution in one run, whose tokens are not the same places."""
@@ -981,10 +1270,13 @@ def find_blocks(tower: Any, path: str) -> list:
     """The modules of the list at a dotted path, or at the one that ends so; or those of several paths."""
     if "," in path:
         modules = dict(tower.named_modules())
-        unknown = [part for part in path.split(",") if part not in modules]
+        named = path.split(",")
+        unknown = [part for part in named if part not in modules]
         if unknown:
             raise UserError(f"there is no module {unknown[0]!r}; {choose_blocks(tower)}")
-        return [modules[part] for part in path.split(",")]
+        if len(set(named)) < len(named):
+            raise UserError(f"--blocks {path} names a module twice")
+        return [modules[part] for part in named]
     lists = block_lists(tower)
     found = [name for name in lists if name == path] or [name for name in lists if name.endswith(f".{path}")]
     if len(found) != 1:
@@ -1039,7 +1331,10 @@ def load(
     parts = build(row, checkpoint, seed)
     own = row.token or parts.token
     row = row._replace(blocks=row.blocks or parts.blocks, token=own if token == "own" else token)
-    return WrappedModel(model, checkpoint, row, parts, device)
+    encoder = WrappedModel(model, checkpoint, row, parts, device)
+    with runs(checkpoint):
+        encoder.check_complete()
+    return encoder
 
 
 def build(row: Row, checkpoint: str, seed: int | None) -> Parts:
@@ -1049,6 +1344,137 @@ def build(row: Row, checkpoint: str, seed: int | None) -> Parts:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         return row.loader(checkpoint, row, seed)
+
+
+# --------------------------------------------------------------------------------------------------------
+# the self-test: what every encoder has to pass on real items before hours are spent on it
+
+OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
+OTHER_ENCODER = "choose another encoder"
+SAME = 5e-4  # how far a recorded token may move with its batch mates, relative to its norm
+UNKNOWN = 0.5  # the share of unknown tokens above which a tokenizer is not the one of these captions
+
+
+def self_test(encoder: Any, items: list, layers: list[int]):
+    """Run one item alone and beside another, and refuse an encoder whose recorded tokens cannot be trusted.
+
+    Raises UserError, which says what is wrong and what could be done.
+    """
+    with runs(encoder.checkpoint):
+        batches = [
+            encoder.collate([encoder.preprocess(item) for item in chosen]) for chosen in (items[:1], items)
+        ]
+        alone, beside = (encoder.activations(batch, layers) for batch in batches)
+        checks = faults_of_form(encoder, beside), faults_of_batches(alone, beside)
+        fault = next(itertools.chain(*checks, faults_of_token(encoder, items, beside)), None)
+    if fault:
+        raise UserError(f"{encoder.checkpoint} fails its self-test: {fault}")
+
+
+def self_test_on(encoder: Any, pairs: Any, layers: list[int]):
+    """The self-test on two items of a data set, of captions a short and a long one whose words are known."""
+    items = first_items(encoder.modality, pairs)
+    if encoder.modality == "text":
+        check_words(encoder, items)
+        items = sorted(set(items), key=len)
+        items = items[:1] + items[1:][-1:]
+    self_test(encoder, items, layers)
+
+
+def first_items(modality: str, pairs: Any) -> list:
+    """The captions of the first 64 rows, or the first picture (or sound) and the next that is another."""
+    if modality == "text":
+        return [caption for row in range(min(64, len(pairs))) for caption in pairs.items(row, modality)]
+    (first,) = pairs.items(0, modality)
+    others = (item for row in range(1, min(64, len(pairs))) for item in pairs.items(row, modality))
+    return [first, *itertools.islice((item for item in others if not alike(first, item)), 1)]
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two pictures, or two sounds, are the same."""
+    import numpy as np
+
+    return np.array_equal(one[0], other[0]) if isinstance(one, tuple) else one == other
+
+
+def check_words(encoder: Any, captions: list[str]):
+    """Say the share of unknown tokens where it is a tenth, and refuse an encoder that cannot read half of them."""
+    share = encoder.unknown_share(captions)
+    said = f"the tokenizer of {encoder.checkpoint} does not know {share:.0%} of the tokens of the captions"
+    if share > UNKNOWN:
+        raise UserError(f"{said}: is its vocabulary cut, or of another language?")
+    if share > 0.1:
+        print(said, file=sys.stderr)
+
+
+def faults_of_form(encoder: Any, found: Activations) -> Iterator[str]:
+    """Outputs that are not one finite vector of the declared width for each token of the mask."""
+    for layer, tokens in found.layers.items():
+        width = tokens.shape[2]
+        if tokens.shape[:2] != found.mask.shape:
+            yield f"layer {layer} puts out {tokens.shape[1]} tokens where {found.mask.shape[1]} are expected; {OTHER_BLOCKS}"
+        elif encoder.widths and width not in encoder.widths:
+            declared = ", ".join(map(str, sorted(encoder.widths)))
+            yield f"layer {layer} puts out vectors of {width} where the model declares {declared}; {OTHER_BLOCKS}"
+        elif not tokens[found.mask].isfinite().all():
+            yield f"layer {layer} puts out numbers that are not finite; {OTHER_BLOCKS}"
+
+
+def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
+    """An item that has other tokens, or another recorded one, beside another item than alone."""
+    counts = [int(found.mask[0].sum()) for found in (alone, beside)]
+    if counts[0] != counts[1]:
+        yield f"an item has {counts[0]} tokens alone and {counts[1]} beside another; {OTHER_ENCODER}"
+    for layer in alone.layers:
+        before, after = (recorded(found, layer)[0] for found in (alone, beside))
+        moved = float((after - before).norm() / before.norm().clamp_min(1e-30))
+        if moved > SAME:
+            yield f"an item's recorded token moves by {moved:.1%} beside another item, in layer {layer}; {OTHER_ENCODER}"
+
+
+def faults_of_token(encoder: Any, items: list, found: Activations) -> Iterator[str]:
+    """A CLS that is no token of its own, or a recorded token that says nothing of its item."""
+    if encoder.token == "first":  # asked for, so that the original's numbers can be checked
+        return
+    if encoder.token == "cls" and not has_cls(encoder, items[0]):
+        yield "the first token of its blocks is not its CLS, which has no place among them; add --token mean"
+    for layer in found.layers if len(items) > 1 else ():
+        one, other = recorded(found, layer)
+        if (one - other).norm() <= 1e-6 * one.norm():
+            yield f"two different items have the same recorded token in layer {layer}; add --token mean"
+
+
+def has_cls(encoder: Any, item: Any) -> bool:
+    """Whether the first token is the same for an item and its opposite, as they go into the first block."""
+    batch = encoder.collate([encoder.preprocess(each) for each in (item, opposite(item))])
+    tokens = encoder.first_input(batch)
+    return tokens is not None and bool((tokens[0, 0] == tokens[1, 0]).all())
+
+
+def opposite(item: Any) -> Any:
+    """A caption backwards; a picture's negative: no part of it is the same."""
+    from PIL import ImageOps
+
+    return item[::-1] if isinstance(item, str) else ImageOps.invert(item.convert("RGB"))
+
+
+def recorded(found: Activations, layer: int) -> Float[Any, "sample d_in"]:
+    """What is recorded of each item: a token, or the mean of several."""
+    chosen = found.layers[layer].masked_fill(found.pool[:, :, None] == 0, 0)  # padding may be NaN
+    return (found.pool[:, :, None] * chosen).sum(1)
+
+
+@contextlib.contextmanager
+def runs(checkpoint: str):
+    """Turn what a library raises while it runs an encoder for the first time into a UserError."""
+    import torch
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except foreign_errors() as error:
+        raise UserError(f"{checkpoint} cannot be run on one item: {first_line(error)}") from error
 
 
 class Checked(NamedTuple):
@@ -1064,38 +1490,45 @@ class Checked(NamedTuple):
 
 
 def check(model: str, checkpoint: str | None, **options) -> Checked:
-    """Load one checkpoint and run one picture, caption or sound through it, layer by layer."""
+    """Load one checkpoint and run one picture, caption or sound through it, layer by layer; then its self-test."""
     started = time.perf_counter()
     encoder = load(model, checkpoint, **options)
     loaded = time.perf_counter()
-    batch = encoder.collate([encoder.preprocess(sample_item(encoder.modality))])
-    runs = [encoder.activations(batch, [layer]) for layer in encoder.resolve_layers(None)[:-1]]
-    rerun = time.perf_counter()
-    runs.append(encoder.activations(batch, [encoder.n_layers - 1]))
-    shapes = [next(iter(run.layers.values())).shape for run in runs]
+    with runs(encoder.checkpoint):
+        batch = encoder.collate([encoder.preprocess(sample_item(encoder.modality))])
+        found = [encoder.activations(batch, [layer]) for layer in encoder.resolve_layers(None)[:-1]]
+        rerun = time.perf_counter()
+        found.append(encoder.activations(batch, [encoder.n_layers - 1]))
+    seconds = time.perf_counter() - rerun
+    self_test(
+        encoder,
+        [sample_item(encoder.modality, short=True), sample_item(encoder.modality)],
+        [encoder.n_layers - 1],
+    )
+    shapes = [next(iter(each.layers.values())).shape for each in found]
     return Checked(
         encoder,
         [shape[2] for shape in shapes],
         [shape[1] for shape in shapes],
-        int(runs[-1].mask.sum()),
-        runs[-1].pool[0].nonzero()[:, 0].tolist(),
+        int(found[-1].mask.sum()),
+        found[-1].pool[0].nonzero()[:, 0].tolist(),
         loaded - started,
-        time.perf_counter() - rerun,
+        seconds,
     )
 
 
-def sample_item(modality: str) -> Any:
+def sample_item(modality: str, short: bool = False) -> Any:
     """One item to try an encoder on: a picture of shades, a caption, or a second of a tone at 48 kHz."""
     import numpy as np
     from PIL import Image
 
     if modality == "text":
-        return "Two cats asleep on a pink couch."
+        return "A dog." if short else "Two cats asleep on a pink couch."
     if modality == "audio":
-        return np.sin(np.arange(48_000, dtype=np.float32) * (2 * np.pi * 440 / 48_000)), 48_000
-    return Image.merge(
-        "RGB", [Image.radial_gradient("L"), Image.linear_gradient("L"), Image.new("L", (256, 256))]
-    )
+        pitch, length = (660, 24_000) if short else (440, 48_000)
+        return np.sin(np.arange(length, dtype=np.float32) * (2 * np.pi * pitch / 48_000)), 48_000
+    shades = [Image.radial_gradient("L"), Image.linear_gradient("L"), Image.new("L", (256, 256))]
+    return Image.merge("RGB", shades[::-1] if short else shades)
 
 
 def describe(checked: Checked) -> str:
@@ -1141,6 +1574,7 @@ def main(argv: list[str] | None = None) -> Any:
         parser.add_argument(
             "--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path"
         )
+        parser.add_argument("--token", default="own", help="own, first or mean: what is recorded of an item")
         parser.add_argument("--device", default="cpu", help="where to run it")
         parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
         arguments = parser.parse_args(argv)
@@ -1148,7 +1582,7 @@ def main(argv: list[str] | None = None) -> Any:
             printed = markdown() if arguments.markdown else table()
             print(printed)
             return printed
-        options = {"blocks": arguments.blocks, "device": arguments.device}
+        options = {"blocks": arguments.blocks, "token": arguments.token, "device": arguments.device}
         rows = [arguments.model] if arguments.model else rows_of(arguments.check)
         checked = [check(row, arguments.check, **options) for row in rows]
         print(os.linesep.join(describe(one) for one in checked))

@@ -60,6 +60,11 @@ class SmallEncoder:
     def resolve_layers(self, layers):
         return list(range(3)) if layers is None else sorted(layer % 3 for layer in layers)
 
+    widths = frozenset()  # it declares none
+
+    def unknown_share(self, captions):
+        return 0.0
+
     def preprocess(self, caption):
         random = torch.Generator().manual_seed(zlib.crc32(caption.encode()))
         parts = torch.rand(4, 12, generator=random) * (torch.rand(4, 12, generator=random) < 0.2)

@@ -512,6 +512,88 @@ def test_what_cannot_be_hooked_is_refused_with_what_could_be():
     ] * 2  # both blocks of the second stage
 
 
+def t5_encoder(folder: Path):
+    """A checkpoint of the encoder alone, which calls itself no encoder-decoder."""
+    text("T5", T5, start=None, model="EncoderModel", pad_token="<pad>", eos_token="</s>")(folder)
+
+
+def clip_classifier(folder: Path):
+    """CLIP's image tower below a classifier, beside a configuration of both towers."""
+    clip(folder)
+    config = transformers.CLIPConfig.from_pretrained(folder)
+    save(folder, "CLIP", config, "ForImageClassification")
+
+
+def sam(folder: Path):
+    """Blocks that put out a feature map with its channels last."""
+    vision_config = dict(SIZE, **PICTURE, mlp_dim=64, output_channels=8, num_pos_feats=4, window_size=2)
+    config = transformers.SamConfig(vision_config=vision_config | {"global_attn_indexes": [1]})
+    save(folder, "SamVision", config.vision_config, "Model")
+    offline_hub.picture_processor(folder, "ViTImageProcessor")
+
+
+KINDS = {  # what stands for a kind of architecture that is right: (row, builder, tokens that train, width)
+    "an encoder alone of an encoder-decoder": ("HFText", t5_encoder, None, 32),
+    "a tower with a head of its own": ("HFVision", clip_classifier, 17, 32),
+    "feature maps whose width is last": ("HFVision", sam, 16, 32),
+}
+XLNET = dict(d_model=32, n_layer=2, n_head=2, d_inner=64, vocab_size=TEXT["vocab_size"])
+BEHIND = dict(pad_token="<pad>", cls_token="<s>", sep_token="</s>")
+REFUSED = {  # one that is refused: (row, builder, what the line says)
+    "its tokens depend on batch mates": (
+        "HFText",
+        text("FNet", dict(TEXT, max_position_embeddings=64), **ROLES),
+        "moves by",
+    ),
+    "its tokens come before its items": (
+        "HFText",
+        text("XLNet", XLNET, start=None, **BEHIND),
+        "which are not tokens",
+    ),
+    "its blocks are no modules": (
+        "HFText",
+        text("SqueezeBert", dict(TEXT, embedding_size=32), **ROLES),
+        "never called",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_architecture_of_this_kind_is_right(kind, tmp_path):
+    row, build, trained, width = KINDS[kind]
+    build(tmp_path)
+    encoder = load(row, str(tmp_path))
+    items = CAPTIONS[:2] if encoder.modality == "text" else pictures()[:2]
+    wrappedmodels.self_test(encoder, items, [0, 1])
+    activations = record(encoder, items)
+    assert activations.layers[1].shape[2] == width
+    assert trained is None or activations.mask.sum(1).tolist() == [trained] * 2
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_architecture_of_this_kind_is_refused_in_one_line(kind, tmp_path):
+    row, build, said = REFUSED[kind]
+    build(tmp_path)
+    with pytest.raises(UserError, match=said) as caught:
+        wrappedmodels.self_test(load(row, str(tmp_path)), CAPTIONS[:2], [0, 1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cait_xxs24_224", "is not its CLS, which has no place among them; add --token mean"),
+        ("crossvit_tiny_240", "put out a list, which is not tokens"),
+        ("coat_tiny", "block 1 at 'serial_blocks1,parallel_blocks' of coat_tiny is never called as a module"),
+    ],
+)
+def test_what_timm_has_that_is_no_row_of_tokens_is_refused_in_one_line(name, said):
+    encoder = load("TimmVision", name, random_weights=0)
+    with pytest.raises(UserError) as caught:
+        wrappedmodels.self_test(encoder, pictures()[:2], [encoder.n_layers - 1])
+    assert said in str(caught.value)
+
+
 def test_a_block_that_puts_out_no_tokens_is_refused():
     encoder = load("HFVision", "google/siglip-base-patch16-224", blocks="embeddings.patch_embedding,head")
     with pytest.raises(

@@ -395,6 +395,19 @@ def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     assert relu.manifest["fvu"] == topk.manifest["fvu"]
 
 
+def test_an_encoder_that_fails_its_self_test_leaves_no_folder(train):
+    """Its tokens are the same whatever the caption."""
+    alike = SmallEncoder()
+    alike.activations = lambda batch, layers: SmallEncoder.activations(
+        alike, {"parts": torch.ones_like(batch["parts"])}, layers
+    )
+    with pytest.raises(
+        UserError, match="fails its self-test: two different items have the same recorded token"
+    ):
+        train(alike, pairs=SmallPairs(19))
+    assert not features.ROOT.exists()
+
+
 def test_k_above_d_sae_is_refused_in_one_line(train):
     with pytest.raises(UserError, match="25.*24"):
         train(top_k=[25])

@@ -483,21 +483,255 @@ def test_a_hub_that_does_not_answer_or_does_not_know_the_name_is_asked_once():
     )
 
 
-def test_an_incomplete_checkpoint_is_refused_and_never_filled_with_random_weights(tmp_path):
+def without(folder: Path, word: str):
+    """Take the weights whose name contains `word` out of a checkpoint."""
     from safetensors.torch import load_file, save_file
 
+    if (folder / "pytorch_model.bin").exists():
+        weights = torch.load(folder / "pytorch_model.bin")
+        torch.save({k: v for k, v in weights.items() if word not in k}, folder / "pytorch_model.bin")
+        return
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    kept = {key: value for key, value in weights.items() if word not in key}
+    assert len(kept) < len(weights)
+    save_file(kept, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("model", "build", "word", "said"),
+    [
+        ("Bert", offline_hub.bert, "layer.1.output.dense", "layer.1.output.dense.bias and 1 more"),
+        ("Bert", offline_hub.bert, "word_embeddings", "embeddings.word_embeddings.weight"),
+        ("ViT", offline_hub.vit, "patch_embeddings", "patch_embeddings.projection."),
+        ("ViT", offline_hub.vit, "cls_token", "embeddings.cls_token"),
+        ("SigLIP2Vision", offline_hub.siglip, "vision_model.embeddings", "embeddings.patch_embedding."),
+        ("Deberta", offline_hub.deberta, "rel_embeddings", "rel_embeddings.weight"),  # read, never called
+        ("ClipVision", offline_hub.clip, "visual.conv1", "visual.conv1.weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_weights_of_its_blocks_or_in_front_is_refused(
+    model, build, word, said, tmp_path
+):
+    build(tmp_path)
+    without(tmp_path, word)
+    message = complaint(model, str(tmp_path))
+    assert "lacks weights of its blocks or of what is in front" in message or "Missing key(s)" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("model", "build", "word"),
+    [
+        ("ViT", offline_hub.vit, "vit.layernorm"),
+        ("SigLIP2Vision", offline_hub.siglip, "vision_model.head"),
+        ("SiglipText", offline_hub.siglip, "vision_model"),
+    ],
+)
+def test_what_lies_behind_the_blocks_or_beside_them_may_be_missing(model, build, word, tmp_path):
+    build(tmp_path)
+    whole = record(load(model, str(tmp_path)))
+    without(tmp_path, word)
+    encoder = load(model, str(tmp_path))
+    assert torch.equal(record(encoder).layers[1], whole.layers[1])
+    assert not any(parameter.requires_grad for parameter in encoder.tower.parameters())
+
+
+def test_a_checkpoint_without_weights_is_never_filled_with_random_ones(tmp_path):
+    for model, build in (("Bert", offline_hub.bert), ("ClipVision", offline_hub.clip)):
+        folder = tmp_path / model
+        folder.mkdir()
+        build(folder)
+        next(folder.glob("*.safetensors")).unlink()
+        assert "cannot be loaded: " in complaint(model, str(folder))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def settings(file: str, **values):
+    """Change values in one of a checkpoint's JSON files."""
+
+    def change(folder):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def text_of(file: str, text: str):
+    """Put another text into one of a checkpoint's files."""
+    return lambda folder: (folder / file).write_text(text)
+
+
+BITS = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "build", "damage", "said"),
+    [
+        (
+            "ViT",
+            offline_hub.vit,
+            settings("config.json", quantization_config=BITS),
+            "is quantized (bitsandbytes)",
+        ),
+        ("ViT", offline_hub.vit, settings("config.json", hidden_act="foo"), "KeyError: 'foo'"),
+        (
+            "ViT",
+            offline_hub.vit,
+            settings("config.json", hidden_size="x"),
+            "Field 'hidden_size' expected int",
+        ),
+        ("ViT", offline_hub.vit, settings("config.json", hidden_size=64), "its weights have other shapes"),
+        (
+            "ViT",
+            offline_hub.vit,
+            settings("config.json", num_attention_heads=0),
+            "division or modulo by zero",
+        ),
+        ("ViT", offline_hub.vit, text_of("config.json", "3"), "TypeError: "),
+        ("ViT", offline_hub.vit, text_of("config.json", POINTER), "config.json is a Git LFS pointer"),
+        (
+            "ViT",
+            offline_hub.vit,
+            text_of("model.safetensors", POINTER),
+            "model.safetensors is a Git LFS pointer",
+        ),
+        ("ViT", offline_hub.vit, text_of("preprocessor_config.json", "[]"), "has no attribute 'get'"),
+        ("Bert", offline_hub.bert, text_of("vocab.txt", POINTER), "run `git lfs pull` in "),
+        ("Bert", offline_hub.bert, text_of("vocab.txt", "a\nb\nc"), "its tokenizer reads no caption: "),
+        ("Bert", offline_hub.bert, text_of("tokenizer_config.json", "{"), "Expecting property name"),
+        (
+            "Bert",
+            offline_hub.bert,
+            settings("tokenizer_config.json", tokenizer_class="XLMTokenizer"),
+            "need to install sacremoses",
+        ),
+        ("ClipText", offline_hub.clip, text_of("open_clip_config.json", '{"model_cfg": {}}'), "KeyError: "),
+    ],
+)
+def test_a_damaged_checkpoint_ends_in_one_line(model, build, damage, said, tmp_path):
+    build(tmp_path)
+    damage(tmp_path)
+    assert said in complaint(model, str(tmp_path))
+
+
+def test_attention_of_a_package_that_is_missing_is_left_to_transformers(tmp_path):
+    offline_hub.vit(tmp_path)
+    expected = record(load("ViT", str(tmp_path))).layers[1]
+    settings("config.json", _attn_implementation="flash_attention_2")(tmp_path)
+    assert torch.equal(record(load("ViT", str(tmp_path))).layers[1], expected)
+
+
+def test_pictures_that_a_processor_leaves_unequal_are_made_square(tmp_path):
+    offline_hub.dinov2(tmp_path)
+    settings("preprocessor_config.json", do_center_crop=False)(tmp_path)
+    activations = record(load("DinoV2", str(tmp_path)))
+    assert activations.mask.shape == (4, 17)
+    assert torch.equal(pooled(activations)[:1], pooled(record(load("DinoV2", str(tmp_path)), pictures()[:1])))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# captions
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
     offline_hub.bert(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if "layer.1.output.dense" not in key}
-    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
-    assert "lacks 2 weights of its blocks, " in complaint("Bert", str(tmp_path))
-    (tmp_path / "model.safetensors").unlink()
-    assert "cannot be loaded" in complaint("Bert", str(tmp_path))
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    offline_hub.clip(folder)
-    (folder / "open_clip_model.safetensors").unlink()
-    assert "cannot be loaded: Required pretrained weights" in complaint("ClipVision", str(folder))
+    (tmp_path / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text() + "one\nmore\n")
+    assert "has a word of number 20, but the model embeds 19" in complaint("Bert", str(tmp_path))
+
+
+def test_a_cut_vocabulary_is_told_by_its_share_of_unknown_tokens(tmp_path, capsys):
+    offline_hub.bert(tmp_path)
+    words = (tmp_path / "vocab.txt").read_text().split()
+    encoder = load("Bert", str(tmp_path))
+    assert encoder.unknown_share(["a dog", "a whale"]) == 0.25
+    wrappedmodels.check_words(encoder, ["a dog", "a whale"])
+    assert "does not know 25% of the tokens" in capsys.readouterr().err
+    (tmp_path / "vocab.txt").write_text("\n".join(words[:8]) + "\n")
+    with pytest.raises(
+        UserError, match="does not know 75% of the tokens of the captions: is its vocabulary cut"
+    ):
+        wrappedmodels.check_words(load("Bert", str(tmp_path)), ["a red dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("model", "spelled", "ids"),
+    [
+        ("Bert", "[SEP]", {1, 2}),
+        ("Bert", "[MASK]", {3}),
+        ("ClipText", "<end_of_text>", {49406, 49407}),
+        ("ClipText", "<START_of_text>", {49406, 49407}),
+        ("ClipText", "&lt;end_of_text&gt;", {49406, 49407}),
+        ("SiglipText", "<eos>", {1}),
+        ("Deberta", "[CLS]", {1}),
+    ],
+)
+def test_special_tokens_spelled_in_a_caption_are_text(model, spelled, ids):
+    encoder = load(model)
+    plain, spelling = (batch(encoder, [text])["input_ids"][0].tolist() for text in ("a b", f"a {spelled} b"))
+    specials = [[number for number in each if number in ids] for each in (plain, spelling)]
+    assert specials[0] == specials[1]
+    assert int(load(model).activations(batch(encoder, [f"a {spelled} b"]), [1]).mask.sum()) > len("a b")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the self-test
+
+ITEMS = {"image": pictures()[:2], "text": [CAPTIONS[0], CAPTIONS[1]]}
+
+
+@pytest.mark.parametrize("token", ["own", "first", "mean"])
+@pytest.mark.parametrize(("model", "checkpoint"), EACH)
+def test_every_encoder_of_the_table_passes_the_self_test(model, checkpoint, token):
+    encoder = load(model, checkpoint, token=token)
+    wrappedmodels.self_test(encoder, ITEMS[encoder.modality], [0, 1])
+
+
+def spoilt(encoder, spoil):
+    """An encoder whose last block's output is changed by `spoil` before it is caught."""
+    encoder.blocks[1].register_forward_hook(lambda module, inputs, output: spoil(output))
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: x * (1 + 0.01 * (len(x) - 1)), "moves by 1.0% beside another item, in layer 1"),
+        (
+            lambda x: x[:, :, :16],
+            "layer 1 puts out vectors of 16 where the model declares 32; name other blocks",
+        ),
+        (lambda x: x[:, 1:], "layer 1 puts out 9 tokens where 10 are expected"),
+        (lambda x: x / (x.sum() * 0), "layer 1 puts out numbers that are not finite"),
+        (lambda x: x + 0.1 * len(x), "an item's recorded token moves by"),
+        (lambda x: torch.ones_like(x), "two different items have the same recorded token in layer 1"),
+    ],
+)
+def test_outputs_that_cannot_be_trusted_fail_the_self_test(spoil, said):
+    encoder = load("Bert")
+    with pytest.raises(UserError) as caught:
+        wrappedmodels.self_test(spoilt(encoder, spoil), ITEMS["text"], [1])
+    assert f"{encoder.checkpoint} fails its self-test: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_cls_that_is_a_patch_fails_the_self_test():
+    encoder = load("SigLIP2Vision")
+    encoder.token = "cls"
+    with pytest.raises(UserError, match="is not its CLS, which has no place among them; add --token mean"):
+        wrappedmodels.self_test(encoder, ITEMS["image"], [0, 1])
+
+
+def test_blocks_may_be_named_in_any_order_but_once():
+    forward, backward = (load("ViT", blocks=blocks) for blocks in ("layers.0,layers.1", "layers.1,layers.0"))
+    ours, theirs = record(forward).layers, record(backward).layers
+    assert torch.equal(ours[0], theirs[1])
+    assert torch.equal(ours[1], theirs[0])
+    assert (
+        complaint("ViT", blocks="layers.1,layers.1") == "--blocks layers.1,layers.1 names a module twice"
+    )
 
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
