@@ -557,8 +557,14 @@ def hf_tower(row: Row, seed: int | None, name: str) -> Tower:
     # T5EncoderModel's checkpoints call themselves no encoder-decoder, yet the bare model is one
     pair = row.modality == "text" and hasattr(model, "encoder") and hasattr(model, "decoder")
     tower = model.get_encoder() if part.is_encoder_decoder or pair else model
-    if tower.main_input_name != INPUT[row.modality]:
-        raise UserError(f"{name!r} reads {tower.main_input_name}, so it is no encoder of {row.modality}s")
+    reads = [
+        tower.main_input_name,
+        read_by(tower)[0],
+    ]  # DETR's encoder says pixel_values and takes embeddings
+    if reads[0] != INPUT[row.modality] or reads[0] not in read_by(tower):
+        raise UserError(
+            f"{name!r} reads {reads[reads[0] == INPUT[row.modality]]}, so it is no encoder of {row.modality}s"
+        )
     return Tower(tower, row.blocks or hf_blocks(tower), drawn)
 
 
@@ -1376,7 +1382,7 @@ def self_test_on(encoder: Any, pairs: Any, layers: list[int]):
     items = first_items(encoder.modality, pairs)
     if encoder.modality == "text":
         check_words(encoder, items)
-        items = sorted(set(items), key=len)
+        items = sorted(dict.fromkeys(items), key=len)
         items = items[:1] + items[1:][-1:]
     self_test(encoder, items, layers)
 

@@ -729,9 +729,7 @@ def test_blocks_may_be_named_in_any_order_but_once():
     ours, theirs = record(forward).layers, record(backward).layers
     assert torch.equal(ours[0], theirs[1])
     assert torch.equal(ours[1], theirs[0])
-    assert (
-        complaint("ViT", blocks="layers.1,layers.1") == "--blocks layers.1,layers.1 names a module twice"
-    )
+    assert complaint("ViT", blocks="layers.1,layers.1") == "--blocks layers.1,layers.1 names a module twice"
 
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
