@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+import files
+
 
 @contextlib.contextmanager
 def tensor_cores() -> Iterator[None]:
@@ -112,7 +114,8 @@ class RecordedTokens:
     """The one recorded token of each row at every layer, in a file; rows that record several tokens are left out.
 
     A row's vectors lie together, float32 [layer, d_in], and after those of all rows a byte a row says which are
-    there. Processes of one machine may share the file. It is a convenience: where the disk gets full, it goes.
+    there. Processes of one machine may share the file. It is only a cache: when the disk fills up it is removed, for
+    all processes, and its rows are encoded again.
     """
 
     def __init__(self, file: Path, n_rows: int, widths: dict[int, int]):
@@ -127,6 +130,8 @@ class RecordedTokens:
 
     def write(self, batch: Batch):
         """Keep what a batch's rows record."""
+        if os.fstat(self.open).st_nlink == 0:  # another process found the disk full
+            return
         chosen, rows = batch.recorded_tokens()
         alone = torch.bincount(rows, minlength=len(batch.rows))[rows] == 1
         vectors = torch.cat([batch.flat(layer, chosen[alone]) for layer in self.widths], dim=1).cpu().numpy()
@@ -135,8 +140,11 @@ class RecordedTokens:
                 self._write(vector.tobytes(), batch.rows[position] * self.row_bytes)
                 self._write(b"\1", self.n_rows * self.row_bytes + batch.rows[position])
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if not files.is_full(error):
                 raise
+            # Removed before it is emptied: another process may be between a vector and its flag, and what it
+            # writes now is read by nobody.
+            self.file.unlink(missing_ok=True)
             os.ftruncate(self.open, 0)
 
     def _write(self, content: bytes, where: int):
@@ -157,6 +165,7 @@ class RecordedTokens:
     def sync(self):
         """Return when all that was written would outlast a power cut."""
         os.fsync(self.open)
+        files.sync(self.file.parent)
 
     def close(self):
         """Close the file."""

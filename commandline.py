@@ -10,6 +10,8 @@ from argparse import ArgumentTypeError as UserError  # raised anywhere: one line
 from collections.abc import Iterable
 from pathlib import Path
 
+import files
+
 # A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
 # want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
 # It is read when torch is imported.
@@ -112,14 +114,15 @@ def natural(text: str) -> int:
 
 
 def output(text: str) -> Path:
-    """An argument type: a file to write; its folder is made."""
+    """An argument type: a file to write; its folder is made, and that it can be written is seen before the work."""
     path = Path(text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
     if path.is_dir():
         raise UserError(f"{text} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.check_writable(path)
+    except OSError as error:
+        raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error
     return path
 
 
@@ -134,10 +137,13 @@ def picture(text: str) -> Path:
 
 
 def folder(text: str) -> Path:
-    """An argument type: a folder, that is there or can be made."""
+    """An argument type: a folder to write into, that is there or can be made."""
     path = Path(text)
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{text} is no folder: name another")
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{text} cannot be written into: {nearest} is in the way; name another")
     return path
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import correlation
 import features
+import files
 import scores
 from correlation import Codes, ColumnSums, Maxima, Sums
 
@@ -410,8 +411,8 @@ def write_kept(source: features.Run, target: features.Run, directions: tuple[Dir
     file = _kept_file(source, target)
     key = [KEPT_VERSION, identity(source), identity(target)]
     try:
-        file.parent.mkdir(exist_ok=True)
-        features.write_text(file, json.dumps({"key": key, "directions": plain(directions)}) + "\n")
+        files.make_folder(file.parent)
+        files.write_text(file, json.dumps({"key": key, "directions": plain(directions)}) + "\n")
     except OSError as error:
         print(f"the scores of this pair are not kept for the next time: {error}", file=sys.stderr)
 

@@ -26,6 +26,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from compiled import compiled
+
 DENSE_ROWS, CUDA_FEATURES = 2048, 2048  # rows of one matrix product, and the source's features of one on CUDA
 JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
@@ -211,7 +213,7 @@ def _prefetch(context, array, index):
     return types.void(array, types.int64), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _add_columns(by_row, weights, total, square, stored, low, high):
     starts, features, values = by_row
@@ -227,7 +229,7 @@ def _add_columns(by_row, weights, total, square, stored, low, high):
                 high[feature] = max(high[feature], value)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _add_products(feature, by_feature, partner, weights, by_row, products):
     """products[j] += Σ over the rows n of one source feature: weight_n x_n y_{partner(n), j}."""
@@ -250,7 +252,7 @@ def _add_products(feature, by_feature, partner, weights, by_row, products):
             products[features[other]] += value * values[other]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})
+@compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
 def _keep_maxima(feature, products, n, source, target, best, match, back, back_match):
     """Turn one source feature's products into correlations, and keep its maximum and the targets' maxima."""
@@ -270,7 +272,7 @@ def _keep_maxima(feature, products, n, source, target, best, match, back, back_m
             back[j], back_match[j] = products[j], feature
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _fused_maxima(
     first, last, by_feature, partner, weights, by_row, n, source, target, best, match, back, back_match
@@ -283,21 +285,21 @@ def _fused_maxima(
         _keep_maxima(feature, products, n, source, target, best, match, back, back_match)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _fused_products(first, last, offset, by_feature, weights, by_row, products):
     for feature in range(first, last):
         _add_products(feature, by_feature, np.empty(0, np.int64), weights, by_row, products[feature - offset])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _block_maxima(first, last, products, n, source, target, best, match, back, back_match):
     for feature in range(first, last):
         _keep_maxima(feature, products[feature].copy(), n, source, target, best, match, back, back_match)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _fill_rows(first, last, start, starts, columns, values, pivot, chunk):
     """Rows of a CSR, from `start` on, as dense rows less `pivot`."""
@@ -307,7 +309,7 @@ def _fill_rows(first, last, start, starts, columns, values, pivot, chunk):
             chunk[row, columns[entry]] += values[entry]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _add_dense_columns(first, last, chunk, weights, total, square, low, high):
     """The sums of `_add_columns` over rows that are dense, for some of the features."""
@@ -322,7 +324,7 @@ def _add_dense_columns(first, last, chunk, weights, total, square, low, high):
                 high[feature] = max(high[feature], value)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _as_bytes(first, last, start, csr, steps, offsets, key, chunk):
     """Rows of a CSR, from `start` on, as 8-bit numbers: value / step - offset, rounded up or down by chance.
@@ -344,7 +346,7 @@ def _as_bytes(first, last, start, csr, steps, offsets, key, chunk):
             out[column] = np.int64(np.floor(values[entry] / steps[column] + chance)) - offsets[column]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})
+@compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
 def _rough(i, products, terms, r):
     """r of one source feature with every target feature, from the products of a search (see Terms)."""
@@ -353,7 +355,7 @@ def _rough(i, products, terms, r):
         r[j] = (products[i, j] + own[i] * other[j] + total[i] * mean[j]) * (scale[i] * other_scale[j])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _lowest_maxima(first, last, products, terms, own_floor, floors):
     """What each side's maximum is at least, given how much a search may err."""
@@ -368,7 +370,7 @@ def _lowest_maxima(first, last, products, terms, own_floor, floors):
                     own_floor[i], floors[j] = max(own_floor[i], lowest), max(floors[j], lowest)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _candidates(first, last, products, terms, own_floor, floors, places, own, other):
     """The pairs that may be either side's maximum: counted in `places`, or, where that is known, listed."""
@@ -388,7 +390,7 @@ def _candidates(first, last, products, terms, own_floor, floors, places, own, ot
                 places[i] = found
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _fill_tile(csr, first, count, tile):
     """Rows of a CSR as a dense float32 [feature, row]."""
@@ -399,7 +401,7 @@ def _fill_tile(csr, first, count, tile):
             tile[columns[entry], row] = values[entry]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def _add_pairs(first, last, own, other, x, y, widths, weights, products):
     """products[p] += Σ over rows `first` to `last` of weight times x of one feature times y of another."""

@@ -11,13 +11,12 @@ Folders of the method's first public code (`layer11.pt`: dense half precision [n
 read too, so that old recordings can be compared.
 """
 
-import contextlib
+import fnmatch
 import functools
 import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +25,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from files import TEMPORARY, make_folder, replacing, sync, write_text
+
 FORMAT_VERSION = 2
 SAMPLES_AS_IDS = (
     1  # the format whose fingerprint was of the ids alone, and is worked out anew from the samples
 )
 ROOT = Path("sae_features")
 PART_ROWS = 4096  # rows in one features-*.npz: what a killed recording has to do again at most
-MANIFEST, UNFINISHED = "run.json", "unfinished.json"
+MANIFEST, UNFINISHED, LOCK = "run.json", "unfinished.json", "unfinished.lock"
+# What a run consists of, besides its mark and its lock: the files of its folder, and of the folders in it.
+FILES = (MANIFEST, "samples.jsonl", "training_curve.png", "layer*.pt", "unfinished-*", *TEMPORARY)
+FOLDERS = {
+    "layer*": ("features-*.npz", "cfg.json", "sae_weights.safetensors", *TEMPORARY),
+    "pairs": ("*.json", *TEMPORARY),
+}
 
 
 class Run(NamedTuple):
@@ -203,6 +210,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is damaged ({error}); record the run again with --overwrite"
         ) from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version in (SAMPLES_AS_IDS, FORMAT_VERSION):
+        _check_manifest(path, manifest)
     if version == SAMPLES_AS_IDS:
         rows = [(row["id"], row["caption"]) for row in _read_samples(path, manifest["n_samples"])]
         return manifest | {"dataset": manifest["dataset"] | {"fingerprint": fingerprint(rows)}}
@@ -212,6 +221,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "record it again with --overwrite"
         )
     return manifest
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any]):
+    """Refuse a manifest that lacks what every reader needs, or holds another type."""
+    named = lambda entry, keys: isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in keys)  # noqa: E731
+    layers, n_samples = manifest.get("layers"), manifest.get("n_samples")
+    right = {
+        "layers": isinstance(layers, list) and bool(layers) and all(isinstance(name, str) for name in layers),
+        "n_samples": type(n_samples) is int and n_samples > 0,
+        "dataset": named(manifest.get("dataset"), ("name", "fingerprint")),
+        "encoder": named(manifest.get("encoder"), ("model", "checkpoint", "modality")),
+    }
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        raise UserError(
+            f"{path / MANIFEST} is damaged ({', '.join(wrong)}: missing, or not of its type); record the run again "
+            "with --overwrite"
+        )
 
 
 def _parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -253,7 +279,7 @@ def _original_layers(path: Path) -> list[str]:
 
 
 def _is_original(path: Path) -> bool:
-    return path.is_dir() and bool(_original_layers(path))
+    return path.is_dir() and not (path / UNFINISHED).exists() and bool(_original_layers(path))
 
 
 def _original_tensor(path: Path, layer: str):
@@ -292,31 +318,39 @@ def _original_parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], 
 # ---------------------------------------------------------------------------------------------- writing
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what was written there becomes `path` in one step, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str):
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def check_place(path: Path):
+    """Refuse what cannot be a run's folder: a file, a link to nothing, a place that cannot be written to."""
+    for place in (ROOT, path):
+        if os.path.lexists(place) and not place.is_dir():
+            what = "a link to a folder that is not there" if place.is_symlink() else "a file"
+            raise UserError(
+                f"{place} is {what}, and a run needs a folder: move it away, or make what it names"
+            )
+    nearest = next(place for place in (path, ROOT, Path()) if place.is_dir())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{nearest.resolve()} cannot be written to: change its permissions, or work elsewhere"
+        )
 
 
 def check_free(path: Path):
-    """Refuse the folder of a whole run."""
+    """Refuse the folder of a whole run, and one that holds something else than what a command left unfinished."""
     if is_whole(path):
         raise UserError(
             f"run {path.name!r} exists: choose another --runname, or add --overwrite to replace it"
         )
+    if others := [] if (path / UNFINISHED).exists() else other_names(path):
+        raise UserError(
+            f"{path} holds no whole run and is not empty ({', '.join(others[:3])}): choose another --runname, "
+            "move it away, or add --overwrite to remove what there is of a run"
+        )
+
+
+def other_names(path: Path) -> list[str]:
+    """What a folder holds besides a command's mark, its lock and temporary files."""
+    names = sorted(file.name for file in path.glob("*"))
+    own = (UNFINISHED, LOCK, *TEMPORARY)
+    return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in own)]
 
 
 def is_whole(path: Path) -> bool:
@@ -327,15 +361,44 @@ def is_whole(path: Path) -> bool:
 def start_run(name: str, overwrite: bool = False) -> Path:
     """Make the folder of a new run and return it; a whole run of that name is refused unless `overwrite`."""
     path = run_path(name)
+    check_place(path)
     if not overwrite:
         check_free(path)
-    if is_whole(path):
-        (path / MANIFEST).unlink(
-            missing_ok=True
-        )  # first, so that a half-removed run is never taken for a whole one
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
+    withdraw(path)
+    clear(path)
     return path
+
+
+def withdraw(path: Path):
+    """Make a run incomplete, before anything else of it goes, and drop what an unfinished one would resume from."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    for state in path.glob("unfinished-*"):
+        state.unlink(missing_ok=True)
+    sync(path)
+
+
+def clear(path: Path) -> list[str]:
+    """Remove what a run consists of; returns the names of all else, which stays. Links are not followed."""
+    for pattern, names in FOLDERS.items():
+        for folder in path.glob(pattern):
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.is_dir():
+                remove(folder, names)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+    remove(path, FILES)
+    sync(path)
+    return other_names(path)
+
+
+def remove(folder: Path, patterns: tuple[str, ...]):
+    """Remove a folder's files of these names."""
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_symlink() or file.is_file():
+                file.unlink()
 
 
 def write_samples(path: Path, samples: list[dict[str, str]]):
@@ -347,52 +410,10 @@ def write_part(path: Path, layer: str, number: int, features):
     """Write part `number` of a layer's features: scipy CSR float32 [rows, d_sae]."""
     import scipy.sparse
 
-    (path / layer).mkdir(exist_ok=True)
+    make_folder(path / layer)
     features.sort_indices()
     with replacing(path / layer / f"features-{number:05d}.npz") as temporary:
         scipy.sparse.save_npz(temporary, features.astype(np.float32), compressed=False)
-
-
-def mark_unfinished(path: Path, command: dict[str, Any] | None):
-    """Say which command a run folder is unfinished of; with None, that it is finished."""
-    if command is None:
-        (path / UNFINISHED).unlink(missing_ok=True)
-    else:
-        write_text(path / UNFINISHED, json.dumps(command) + "\n")
-
-
-def read_unfinished(path: Path) -> dict[str, Any] | None:
-    """The command that a run folder is unfinished of, as `mark_unfinished` wrote it, or None."""
-    try:
-        return json.loads((path / UNFINISHED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
-    """Write what a killed command goes on from: a JSON header and named torch tensors."""
-    from safetensors.torch import save_file
-
-    with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={"header": json.dumps(header)})
-
-
-def read_header(file: Path) -> dict[str, Any] | None:
-    """The header that `write_state` wrote, without the tensors; None where there is no file."""
-    from safetensors import safe_open
-
-    if not file.exists():
-        return None
-    with safe_open(file, framework="pt") as state:
-        return json.loads(state.metadata()["header"])
-
-
-def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The header and the tensors that `write_state` wrote, or None where there are none."""
-    from safetensors.torch import load_file
-
-    header = read_header(file)
-    return None if header is None else (header, load_file(file))
 
 
 def finish_run(path: Path, manifest: dict[str, Any]) -> Run:

@@ -1,12 +1,16 @@
 """The names of the runs that a train command makes. Nothing here needs torch, which takes seconds to import."""
 
 import argparse
+import os
 import re
+from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
+from pathlib import Path
 from typing import Any
 
 import data
 import features
 import wrappedmodels
+from unfinished import Unfinished
 
 
 def open_data(arguments: argparse.Namespace) -> data.Pairs:
@@ -19,10 +23,30 @@ def open_data(arguments: argparse.Namespace) -> data.Pairs:
 
 
 def check_names(arguments: argparse.Namespace, pairs: Any):
-    """Refuse a bad name, and that of a finished run, before anything that takes time."""
-    for path in map(features.run_path, name_variants(arguments, pairs)):
-        if not arguments.overwrite and features.read_unfinished(path) is None:
-            features.check_free(path)
+    """Refuse a bad name, and a folder that may not be written to, before anything that takes time."""
+    paths = [features.run_path(name) for name in name_variants(arguments, pairs)]
+    for path in paths:
+        features.check_place(path)
+        check_given(arguments.sae, path)
+    if os.environ.get("RANK", "0") != "0":  # the first process, which locks the folders, may be ahead
+        return
+    folders = [Unfinished(path) for path in paths]
+    marked = not arguments.overwrite and any(one.mark() for one in folders)
+    for one in folders:
+        one.check_idle()
+        if not arguments.overwrite and not (marked and features.is_whole(one.folder)):
+            one.check(None)
+
+
+def check_given(sae: str | None, path: Path):
+    """Refuse SAEs that lie in the run folder which is to be written, also by way of a link."""
+    given = Path(sae) if sae else None
+    places = [given, *given.glob("*"), *given.glob("*/*")] if given else []
+    for place in places:
+        if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path)):
+            raise UserError(
+                f"--sae {sae}: {place} lies in {path}, which this command would write: choose another --runname"
+            )
 
 
 def name_variants(arguments: argparse.Namespace, pairs: Any) -> dict[str, tuple[int | None, int]]:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 import safetensors.torch
 import torch
@@ -23,6 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import nn
+
+from compiled import compiled
+from files import make_folder, replacing, write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -221,9 +223,10 @@ class TopKSAE(nn.Module):
             "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},
         }
         tensors = {name: getattr(self, name).detach().float().cpu().contiguous() for name in TENSORS}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        _write_whole(Path(folder, WEIGHTS_FILE), safetensors.torch.save(tensors))
-        _write_whole(Path(folder, CONFIG_FILE), json.dumps(config, indent=2).encode() + b"\n")
+        make_folder(Path(folder))
+        with replacing(Path(folder, WEIGHTS_FILE)) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors))
+        write_text(Path(folder, CONFIG_FILE), json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TopKSAE":
@@ -287,7 +290,7 @@ def keep_largest(
     return torch.zeros_like(pre_acts).scatter(-1, latents, values)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _largest_by_insertion(bits, latents):
     """Where the k largest of each row are, in descending order, by insertion into a list of k.
@@ -336,7 +339,7 @@ def error_and_products(
         return error, torch.autograd.grad(decoded, weights, error)[0]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_and_multiply(error, values, latents, products, W_dec):
     """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
@@ -353,7 +356,7 @@ def _subtract_and_multiply(error, values, latents, products, W_dec):
             products[token, i] = total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_projections(gradients, rows):
     """Take from each gradient its projection on its unit row."""
@@ -416,7 +419,7 @@ class SumByLatent:
         return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 @no_type_check
 def _order_by_latent(latents, d_sae):
     """The stable order that sorts latents, by counting them, and where in it each latent begins."""
@@ -453,16 +456,6 @@ def _over_processes(values: torch.Tensor) -> torch.Tensor:
 def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]:
     """A divisor with its zeros made as small as can be: of a perfect reconstruction, or of an empty row."""
     return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_config(path: Path) -> dict:

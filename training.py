@@ -8,7 +8,6 @@ and records its share of the part files.
 """
 
 import argparse
-import errno
 import importlib.metadata
 import itertools
 import math
@@ -35,12 +34,14 @@ from tqdm import tqdm
 
 import data
 import features
+import files
 import wrappedmodels
 from activations import Batch, RecordedTokens, Stream, tensor_cores
 from names import check_names, name_variants
 from quality import FEW, Quality, Scores
 from sae import TopKSAE, keep_largest, read_config
 from trainer import RECIPES, LayerTrainer, Moments, Standardizer
+from unfinished import Unfinished, first_difference, has_begun, release_locks
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 HELD_BYTES = 1 << 30  # of those batches that are held, to be trained on without encoding them again
@@ -84,8 +85,8 @@ class Job(NamedTuple):
 class Work(NamedTuple):
     """All that a command has to do.
 
-    `identity` is what an unfinished run must agree with to be gone on from; `started` is the monotonic time at
-    which the command would have started had it never been interrupted.
+    `identity`: the settings that a checkpoint must match before we resume from it. `started`: the monotonic time
+    at which the command would have started had it never been interrupted.
     """
 
     stream: Stream
@@ -100,6 +101,10 @@ class Work(NamedTuple):
     def judged(self) -> Bool[np.ndarray, " sample"]:
         """The samples that scores are of: those held out, or all where there are too few to hold any out."""
         return self.held_out if self.held_out.any() else ~self.held_out
+
+    def unfinished(self) -> list[Unfinished]:
+        """The run folders while they are worked on."""
+        return [Unfinished(job.folder) for job in self.jobs]
 
     def fit_state(self) -> Path:
         """Where the training of all jobs is kept while it lasts."""
@@ -123,12 +128,24 @@ def run(arguments: argparse.Namespace) -> list[features.Run]:
             f"the GPU is out of memory: lower --batch_size (now {arguments.batch_size}), or choose fewer --layers"
         ) from error
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError("the disk is full: make room and give the same command again, it goes on") from error
+        if mistake := explain(error, arguments):
+            raise mistake from error
+        raise
     finally:
+        release_locks()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def explain(error: OSError, arguments: argparse.Namespace) -> UserError | None:
+    """What to tell of a full disk, or of a run folder that cannot be written to; None of any other error."""
+    if files.is_full(error):
+        again = ", without --overwrite," if arguments.overwrite else ""
+        return UserError(f"the disk is full: make room and give the same command again{again} and it goes on")
+    place = Path(os.path.realpath(str(error.filename)))
+    if error.filename is not None and place.is_relative_to(os.path.realpath(features.ROOT)):
+        return UserError(f"{error.filename}: {error.strerror}; mend that and give the same command again")
+    return None
 
 
 def train_and_record(arguments: argparse.Namespace, device: str) -> list[features.Run]:
@@ -147,6 +164,8 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
     layers = asked_layers(encoder, None if arguments.sae else arguments.layers)
     wrappedmodels.self_test_on(encoder, pairs, layers)
     work = prepare(arguments, encoder, pairs, device, started)
+    if runs := finished_before(work):
+        return conclude(work, runs)
     saes, history = fit(work)
     scores = record(work, saes, history)
     cost = costs(work)
@@ -155,6 +174,13 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
     runs = [
         finish(work, number, saes[number], scores[number], history, cost) for number in range(len(work.jobs))
     ]
+    return conclude(work, runs)
+
+
+def conclude(work: Work, runs: list[features.Run]) -> list[features.Run]:
+    """Clean up beside whole runs and print their tables: the first process's task."""
+    if process() > 0:
+        return []
     forget_unfinished(work)
     for recorded in runs:
         print(table(recorded))
@@ -246,6 +272,8 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         "blocks": arguments.blocks,
         "random_weights": arguments.random_weights,
         "fingerprint": pairs.fingerprint,
+        "files": pairs.file_stamp(),
+        "encoder_files": encoder.file_stamp(),
         "caption": pairs.source.get("caption"),
         "processes": processes(),
         "runs": {name: settings._asdict() for name, settings in variants.items()},
@@ -272,60 +300,60 @@ def asked_layers(encoder: Any, layers: list[int | str] | None) -> list[int]:
 
 
 def open_folders(work: Work, overwrite: bool) -> float:
-    """Make the run folders, or find those of this very command when it was cut short; returns the seconds it had run.
+    """Lock and prepare the run folders, or find what a killed command of the same identity left; returns its seconds.
 
-    A whole run and what another command has begun are refused, unless they are to be overwritten.
+    A whole run and what another command has begun are refused, unless they are to be overwritten, which starts
+    afresh. The folders are looked at before they are locked, so that none that is refused is touched, and once
+    more after.
     """
-    folders = [job.folder for job in work.jobs]
-    marks = {folder: features.read_unfinished(folder) for folder in folders}
-    if all(mark == work.identity for mark in marks.values()):
-        headers = [features.read_header(file) for file in (work.record_state(0), work.fit_state())]
+    folders = work.unfinished()
+    check_folders(work, overwrite)
+    for one in folders:
+        one.lock()
+    check_folders(work, overwrite)
+    if not overwrite and can_resume(work):
+        headers = [files.read_header(file) for file in (work.record_state(0), work.fit_state())]
         return next((header["seconds"] for header in headers if header), 0.0)
-    for folder in folders:
-        features.start_run(folder.name, overwrite)
-        difference = first_difference(marks[folder] or work.identity, work.identity)
-        if difference and not overwrite and has_begun(marks[folder]):
-            raise UserError(
-                f"{folder} holds an unfinished run of another command ({difference}): give that command again to "
-                "finish it, add --overwrite to drop it, or choose another --runname"
-            )
-    for folder in folders:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        features.mark_unfinished(folder, work.identity)
+    for one in folders:
+        one.start(work.identity)
     return 0.0
 
 
-def has_begun(mark: dict[str, Any]) -> bool:
-    """Whether an unfinished command got so far that there is something to go on from."""
-    first = features.run_path(next(iter(mark["runs"])))
-    return any(first.glob("unfinished-*.safetensors"))
+def check_folders(work: Work, overwrite: bool):
+    """Refuse the folders that this command may not write to."""
+    for one in work.unfinished():
+        features.check_place(one.folder)
+        one.check_idle()
+    if not overwrite and not can_resume(work):
+        for one in work.unfinished():
+            one.check(work.identity)
+
+
+def can_resume(work: Work) -> bool:
+    """Whether this command was killed and left something: a state, or whole runs that it was cleaning up."""
+    marks = [one.mark() for one in work.unfinished()]
+    known = [first_difference(mark, work.identity) is None for mark in marks if mark]
+    if all(known) and all(features.is_whole(job.folder) for job in work.jobs):
+        return bool(known)
+    return len(known) == len(marks) and all(known) and has_begun(work.identity)
+
+
+def finished_before(work: Work) -> list[features.Run]:
+    """The whole runs of a command that was killed while it cleaned up; none where there is more to do."""
+    whole = all(features.is_whole(job.folder) for job in work.jobs)
+    return [features.open_run(job.folder.name) for job in work.jobs] if whole else []
 
 
 def forget_unfinished(work: Work):
-    """Remove what only an unfinished command needs, the marks last."""
-    for file in work.jobs[0].folder.glob("unfinished-*"):
-        file.unlink()
-    for job in work.jobs:
-        features.mark_unfinished(job.folder, None)
+    """Remove what only an unfinished command needs: the first folder, which holds the state, comes last."""
+    for one in reversed(work.unfinished()):
+        one.finish()
 
 
 def state_header(work: Work, done: int, history: list) -> dict[str, Any]:
     """What every state file says of itself."""
     seconds = time.monotonic() - work.started
     return {"seconds": seconds, "done": done, "history": history}
-
-
-def first_difference(before: Any, now: Any, name: str = "") -> str | None:
-    """Name the first value in which two JSON-like settings differ, or None."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before | now:
-            if found := first_difference(before.get(key), now.get(key), key):
-                return found
-        return None
-    if before == now:
-        return None
-    return "other samples" if name == "fingerprint" else f"{name} was {before}, now {now}"
 
 
 def held_out_rows(n_samples: int, data_seed: int) -> Bool[np.ndarray, " sample"]:
@@ -343,7 +371,7 @@ Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
-    if header := features.read_header(work.record_state(0)):
+    if header := files.read_header(work.record_state(0)):
         return [load_saes(work, layer_folders(job)) for job in work.jobs], header["history"]
     if work.given:
         return [take_given(work)], []
@@ -369,6 +397,7 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
                 check_finite(trainers, number, whole=True)
                 save_training(work, trainers, history, number, kept)
     if kept:
+        kept.sync()  # before the only checkpoint goes, in every process
         kept.close()
     return save_saes(work, trainers, standard), history
 
@@ -618,12 +647,12 @@ def save_training(work: Work, trainers: Trainers, history: list, done: int, kept
         for (job, layer), trainer in trainers.items()
         for name, tensor in trainer.state().items()
     }
-    features.write_state(work.fit_state(), state_header(work, done, history), tensors)
+    files.write_state(work.fit_state(), state_header(work, done, history), tensors)
 
 
 def restore(work: Work, trainers: Trainers) -> tuple[list, int]:
     """Bring the trainers to where an interrupted process left them; returns its reports and its steps."""
-    state = features.read_state(work.fit_state())
+    state = files.read_state(work.fit_state())
     if state is None:
         return [], 0
     header, tensors = state
@@ -647,6 +676,7 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
         {layer: Quality(sae.b_dec.detach(), sae.d_sae) for layer, sae in one.items()} for one in saes
     ]
     done = restore_recording(work, qualities, history)
+    drop_training(work)
     own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
     kept = None
     if work.tokens_file().exists():
@@ -845,13 +875,19 @@ def save_recording(work: Work, qualities: Qualities, history: list, done: int):
         for layer, quality in one.items()
         for name, tensor in quality.state.items()
     }
-    features.write_state(work.record_state(process()), state_header(work, done, history), tensors)
-    work.fit_state().unlink(missing_ok=True)
+    files.write_state(work.record_state(process()), state_header(work, done, history), tensors)
+
+
+def drop_training(work: Work):
+    """Remove the checkpoint of the training, once every process can resume its recording without it."""
+    wait_for_all()
+    if process() == 0:
+        work.fit_state().unlink(missing_ok=True)
 
 
 def restore_recording(work: Work, qualities: Qualities, history: list) -> int:
     """The number of parts that an interrupted process had written; its scores' sums are taken over."""
-    state = features.read_state(work.record_state(process()))
+    state = files.read_state(work.record_state(process()))
     if state is None:
         save_recording(work, qualities, history, done=0)
         return 0

@@ -7,6 +7,7 @@ its `Parts`. `uv run wrappedmodels.py` prints the table.
 import contextlib
 import difflib
 import functools
+import hashlib
 import html
 import inspect
 import itertools
@@ -206,6 +207,18 @@ def quiet():
         yield
     finally:
         logging.disable(disabled)
+
+
+def hub_commit(repository: str) -> str:
+    """The commit at which a repository of the hub lies in the cache, or ''."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "open_clip_config.json"):
+        with contextlib.suppress(ValueError):  # no repository's name
+            found = try_to_load_from_cache(repository, file)
+            if isinstance(found, str):
+                return Path(found).parent.name
+    return ""
 
 
 def local_folder(name: str) -> str:
@@ -1112,6 +1125,14 @@ class WrappedModel:
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)
         self.widths = parts.widths
+
+    def file_stamp(self) -> str:
+        """Names, sizes and dates of a folder's files, as sha256, or the commit of a snapshot in the hub's cache."""
+        if folder := local_folder(self.checkpoint):
+            found = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())
+            lines = (f"{name} {state.st_size} {state.st_mtime_ns}\n" for name, state in found)
+            return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+        return hub_commit(DINOV2.get(self.checkpoint, self.checkpoint).removeprefix("hf-hub:"))
 
     def resolve_layers(self, layers: list[int] | None) -> list[int]:
         """Layer numbers in rising order, each once: None means all, a negative one counts from the end."""

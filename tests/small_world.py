@@ -57,6 +57,9 @@ class SmallEncoder:
         self.offset = offset * torch.randn(3, d_in, generator=random)
         self.pool, self.broken_row, self.broken = torch.tensor(pool), broken_row, broken
 
+    def file_stamp(self):
+        return "small"
+
     def resolve_layers(self, layers):
         return list(range(3)) if layers is None else sorted(layer % 3 for layer in layers)
 

@@ -11,6 +11,7 @@ from small_world import SmallEncoder, SmallPairs, arguments
 
 import data
 import features
+import files
 import training
 import wrappedmodels
 from training import UserError
@@ -133,7 +134,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(cut_short, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "write_state", full)
+        patch.setattr(files, "write_state", full)
         with pytest.raises(UserError, match="disk is full: make room and give the same command again"):
             cut_short()
     assert content(features.run_path("run")) == before
