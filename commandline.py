@@ -116,9 +116,9 @@ def natural(text: str) -> int:
 def output(text: str) -> Path:
     """An argument type: a file to write; its folder is made, and that it can be written is seen before the work."""
     path = Path(text)
-    if path.is_dir():
-        raise UserError(f"{text} is a folder: name a file in it")
     try:
+        if path.is_dir():
+            raise UserError(f"{text} is a folder: name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(path)
     except OSError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training", "train_text", "demo.scenes", "small_world", "open_clip"])
+CONTEXT.set_forkserver_preload(["training", "train_text", "demo.scenes", "small_world", "open_clip", "crash"])
 
 
 def start(here: Path, settings: dict) -> multiprocessing.Process:

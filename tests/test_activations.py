@@ -1,5 +1,8 @@
 """The stream of activations: rows and items keep together, and a bad row is named, in workers too."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,29 @@ def test_rows_with_one_recorded_token_are_kept_and_read_back(tmp_path):
         ]
         torch.testing.assert_close(found[layer], torch.stack(expected), rtol=0, atol=0)
     assert (tmp_path / "tokens").stat().st_size == RecordedTokens.nbytes(6, {0: 8, 2: 8}) == 390
+
+
+def test_a_disk_that_one_process_finds_full_leaves_no_zeros_marked_present(tmp_path, monkeypatch):
+    """The other is between a row's vector and its flag. What each opens later holds what is written later only."""
+    mine, other = (RecordedTokens(tmp_path / "tokens", 6, {0: 8, 2: 8}) for _ in range(2))
+    first, second, third = stream(SmallPairs()).batches([[1], [2], [3]])
+    pwrite, calls = os.pwrite, []
+
+    def racing(handle, content, where):
+        calls.append(handle)
+        if handle == other.open:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        done = pwrite(handle, content, where)
+        if len(calls) == 1:
+            other.write(second)
+        return done
+
+    monkeypatch.setattr(os, "pwrite", racing)
+    mine.write(first)
+    mine.write(third)
+    assert not (tmp_path / "tokens").exists()
+    assert os.fstat(mine.open).st_size <= RecordedTokens.nbytes(6, {0: 8, 2: 8})
+    assert calls.count(mine.open) == 2  # nothing after it was told
+    again = RecordedTokens(tmp_path / "tokens", 6, {0: 8, 2: 8})
+    again.write(third)
+    assert again.present().tolist() == [False, False, False, True, False, False]

@@ -1,72 +1,22 @@
-"""A killed command, given again, ends with the run folder that it would have made undisturbed."""
+"""A killed command resumes what is its own, and no command touches what is not (tests/crash.py kills one anywhere)."""
 
-import json
-import random
+import errno
+import os
 import shutil
-import time
+from pathlib import Path
 
 import pytest
-from children import content, finish, start
+from children import content
 from small_world import SmallEncoder, SmallPairs, arguments
 
 import data
 import features
 import files
 import training
+import unfinished
 import wrappedmodels
+from activations import RecordedTokens
 from training import UserError
-
-KILLS = 14
-COMMAND = {"epochs": 5, "batch_size": 8, "checkpoint_every": 0.001, "part_rows": 4, "runname": "run"}
-MEASURED = {"seconds", "samples_per_second", "peak_memory"}
-
-
-def manifest(folder):
-    whole = json.loads((folder / "run.json").read_text())
-    return {key: value for key, value in whole.items() if key not in MEASURED}
-
-
-def test_a_run_killed_a_dozen_times_is_bitwise_the_undisturbed_one(tmp_path):
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    calm.mkdir()
-    rough.mkdir()
-    finish(start(calm, COMMAND))
-    expected = calm / "sae_features" / "run"
-
-    dice, found = random.Random(3), rough / "sae_features" / "run"
-    phases = {"training": 0, "recording": 0}
-    for kill in range(KILLS):
-        child = start(rough, COMMAND)
-        wait_for_progress(child, found, "recording" if kill >= KILLS // 2 else "training")
-        time.sleep(0.01 * dice.random())
-        child.kill()
-        child.join()
-        if (found / "run.json").exists():  # it was faster than the kill: once more from the start
-            shutil.rmtree(found)
-            continue
-        phases["recording" if list(found.glob("unfinished-recording-*")) else "training"] += 1
-    assert sum(phases.values()) >= 10, phases
-    assert min(phases.values()) >= 3, phases
-    finish(start(rough, COMMAND))
-    assert content(found) == content(expected)
-    assert manifest(found) == manifest(expected)
-
-
-def wait_for_progress(child, folder, phase):
-    """Return when the state of that phase has been written anew, so that every attempt gets somewhere."""
-    before = states(folder, phase)
-    while child.is_alive() and states(folder, phase) == before:
-        time.sleep(0.001)
-
-
-def states(folder, phase):
-    found = []
-    for path in folder.glob(f"unfinished-{phase}*"):
-        try:
-            found.append((path.name, path.stat().st_mtime_ns))
-        except FileNotFoundError:
-            continue
-    return found
 
 
 @pytest.fixture
@@ -114,6 +64,196 @@ def test_another_commands_unfinished_run_is_refused_by_name_and_kept(cut_short, 
     assert run.manifest["training"]["epochs"] == 4
 
 
+class Edited(SmallPairs):
+    """The same rows and captions, of files with another date."""
+
+    def file_stamp(self):
+        return "edited"
+
+
+class Recaptioned(SmallPairs):
+    """The same ids under other captions."""
+
+    fingerprint = "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "noun", "words"),
+    [
+        ("data.from_arguments", Edited(300), "the data's files have changed since"),
+        ("data.from_arguments", Recaptioned(300), "other samples, or other captions"),
+        ("wrappedmodels.load", SmallEncoder(), "the checkpoint's files have changed since"),
+    ],
+)
+def test_an_unfinished_run_of_data_or_a_checkpoint_edited_since_is_refused(
+    cut_short, monkeypatch, capsys, name, noun, words
+):
+    if isinstance(noun, SmallEncoder):
+        noun.file_stamp = lambda: "edited"
+    monkeypatch.setattr(name, lambda *args, **kwargs: noun)
+    with pytest.raises(UserError, match=words):
+        cut_short()
+    cut_short(overwrite=True)
+    assert "going on" not in capsys.readouterr().err
+
+
+def test_overwrite_starts_afresh(cut_short, capsys):
+    cut_short(overwrite=True)
+    assert "going on" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["unfinished-training.safetensors", "unfinished.json"])
+def test_a_cut_state_is_one_line_and_overwrite_helps(cut_short, file):
+    path = features.run_path("run") / file
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{file} is damaged.*add --overwrite"):
+        cut_short()
+    cut_short(overwrite=True)
+
+
+def test_the_second_of_two_commands_says_who_is_at_work_and_touches_nothing(cut_short, monkeypatch):
+    """The first one's lock goes with it."""
+    refused = []
+
+    def train_on(*args):
+        if not refused:
+            refused.append(content(features.run_path("run")))
+            held = dict(unfinished._held)
+            unfinished._held.clear()  # as in another process
+            for again in ({}, {"overwrite": True}, {"lr": 0.1}):
+                with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work in .*run"):
+                    training.check_names(arguments(**again), SmallPairs(300))
+                with pytest.raises(UserError, match="is at work"):
+                    unfinished.Unfinished(features.run_path("run")).lock()
+            unfinished._held.update(held)
+            refused.append(content(features.run_path("run")))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_on", train_on)
+        cut_short(overwrite=True)
+    assert refused[0] == refused[1]
+    assert not list(features.run_path("run").glob("unfinished*"))
+
+
+def test_a_run_killed_while_cleaning_up_is_cleaned_up_and_not_trained_again(cut_short, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished.Unfinished, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut_short()
+    monkeypatch.setattr(training, "fit", None)
+    (run,) = cut_short()
+    assert not list(run.path.glob("unfinished*"))
+
+
+def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordings_have_begun(
+    cut_short, monkeypatch
+):
+    order = []
+    for owner, name in (
+        (training, "restore_recording"),
+        (training, "wait_for_all"),
+        (RecordedTokens, "sync"),
+    ):
+        real = getattr(owner, name)
+        spy = lambda *args, real=real, name=name: (order.append(name), real(*args))[1]  # noqa: E731
+        monkeypatch.setattr(owner, name, spy)
+    state = features.run_path("run") / "unfinished-training.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "plan_parts", lambda *args: 1 / 0)
+        patch.setattr(training, "process", lambda: 1)
+        work = training.Work(None, [training.Job(state.parent, None)], None, {}, {}, 1.0, 0.0)
+        training.drop_training(work)
+        assert state.exists()
+        patch.setattr(training, "process", lambda: 0)
+        with pytest.raises(ZeroDivisionError):
+            cut_short()
+    assert not state.exists()
+    assert order[-4:] == ["sync", "wait_for_all", "restore_recording", "wait_for_all"]
+
+
+@pytest.mark.parametrize("made", ["itself", "a layer", "a link", "a link inside", "one of a group"])
+def test_saes_in_the_run_folder_to_be_written_are_refused(cut_short, tmp_path, made):
+    (run,) = cut_short(**({"runname": "run_k2"} if made == "one of a group" else {}))
+    before, sae = content(run.path), run.path
+    if made == "a layer":
+        sae = run.path / "layer0"
+    elif made.startswith("a link"):
+        sae = tmp_path / "mine"
+        inside = made == "a link inside"
+        if inside:
+            sae.mkdir()
+        (sae / "layer0" if inside else sae).symlink_to(
+            (run.path / "layer0" if inside else run.path).resolve()
+        )
+    group = {"top_k": [2, 3]} if made == "one of a group" else {}
+    with pytest.raises(
+        UserError, match="lies in .*, which this command would write: choose another --runname"
+    ):
+        cut_short(sae=str(sae), overwrite=True, **group)
+    assert content(run.path) == before
+
+
+def test_what_is_no_run_is_neither_deleted_nor_trained_into(cut_short, capsys):
+    folder = features.run_path("copied")
+    (folder / "layer0").mkdir(parents=True)
+    (folder / "layer0" / "features-00000.npz").write_bytes(b"copied, cut short")
+    (folder / "notes.txt").write_text("mine")
+    before = content(folder)
+    with pytest.raises(UserError, match=r"copied holds no whole run and is not empty \(layer0, notes.txt\)"):
+        cut_short(runname="copied")
+    assert content(folder) == before
+    (run,) = cut_short(runname="copied", overwrite=True)
+    assert "left alone in sae_features/copied, as no part of a run: notes.txt" in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert run.load("layer0").shape[0] == 300
+
+
+def test_a_run_folder_may_be_a_link(cut_short, tmp_path):
+    """New, then finished, then overwritten; what it links to is emptied of the run alone."""
+    (tmp_path / "large").mkdir()
+    features.run_path("linked").symlink_to(tmp_path / "large")
+    (run,) = cut_short(runname="linked")
+    with pytest.raises(UserError, match="run 'linked' exists"):
+        cut_short(runname="linked")
+    cut_short(runname="linked", overwrite=True, layers=[0])
+    assert run.path.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "large").glob("layer*")) == ["layer0"]
+
+
+def test_what_cannot_be_a_run_folder_is_one_line(cut_short, tmp_path):
+    features.run_path("gone").symlink_to(tmp_path / "nowhere")
+    features.run_path("loop").symlink_to("loop")
+    features.run_path("file").write_text("mine")
+    for name, words in (
+        ("gone", "a link to a folder that is not there"),
+        ("loop", "a link"),
+        ("file", "a file"),
+    ):
+        for again in ({}, {"overwrite": True}):
+            with pytest.raises(UserError, match=f"sae_features/{name} is {words}"):
+                cut_short(runname=name, **again)
+    shutil.move("sae_features", "elsewhere")
+    Path("sae_features").write_text("mine")
+    with pytest.raises(UserError, match="sae_features is a file"):
+        cut_short()
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_one_line(cut_short, monkeypatch):
+    def readonly(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", readonly)
+        with pytest.raises(UserError, match="sae_features/new/.*: Permission denied; mend that"):
+            cut_short(runname="new")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="sae_features/run cannot be written to"):
+        cut_short()
+
+
 def test_what_an_unfinished_command_has_not_begun_is_in_nobodys_way(cut_short):
     """It was stopped before it had trained a step that it could go on from."""
     features.run_path("run").joinpath("unfinished-training.safetensors").unlink()
@@ -127,11 +267,12 @@ def test_a_finished_run_is_never_gone_on_with(cut_short):
         cut_short()
 
 
-def test_a_full_disk_ends_in_one_line_and_loses_nothing(cut_short, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(cut_short, monkeypatch, code):
     before = content(features.run_path("run"))
 
     def full(*args):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_state", full)
