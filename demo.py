@@ -1,7 +1,7 @@
 """The whole method on the embedded demo: train and record six encoders, compare them, show what they share.
 
 The demo's scenes are drawn from known factors, so that which concepts two encoders can share is known: see
-demo/scenes.py. Nothing is downloaded. Every step is one of the toolkit's scripts, printed before it runs.
+toyworld/scenes.py. Nothing is downloaded. Every step is one of the toolkit's scripts, printed before it runs.
 """
 
 import os
@@ -17,7 +17,8 @@ import show
 import train_image
 import train_text
 import wmppc
-from commandline import Parser, positive, script
+from comparing import sharedness
+from plumbing.commandline import Parser, positive, script
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -31,13 +32,19 @@ ENCODERS = {  # run name: the script that records it, and its words
     "demo-bert": (train_text, "--model", "DemoBert"),
     "demo-random": (train_image, "--model", "DemoRandomVision"),
 }
+
 SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
+
 TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
+
 RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
+
 RETRAINED = Path(
     "data/demo-encoders"
-)  # git ignores it; demo/encoders/ holds the weights that are part of the repository
+)  # git ignores it; toyworld/weights/ holds the weights that are part of the repository
+
 AT_LEAST = 20  # activations of a feature that is listed
+
 SHOWN = 12  # features listed from the top
 
 
@@ -63,7 +70,7 @@ def main(argv=None) -> list[Followed]:
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     if arguments.retrain:
-        from demo import train_encoders
+        from toyworld import train_encoders
 
         train_encoders.main(["--out", str(RETRAINED)])
     common = ["--layers", "all", "--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
@@ -96,13 +103,10 @@ def call(stage: Any, *words: str) -> Any:
     return stage.main(list(words))
 
 
-# -------------------------------------------------------------------------------- which factor a feature follows
-
-
-def follow(shared: comp_sharedness.Sharedness) -> list[Followed]:
+def follow(shared: sharedness.Sharedness) -> list[Followed]:
     """Every feature that fired often enough, by falling Delta, with the factor that it follows best."""
     import features
-    from correlation import correlation_matrix
+    from comparing.pearson import correlation_matrix
 
     run = features.open_run(shared.source)
     codes = run.load(shared.layer)
@@ -119,7 +123,7 @@ def follow(shared: comp_sharedness.Sharedness) -> list[Followed]:
 
 def planted_factors(n_samples: int) -> tuple[list[str], np.ndarray]:
     """The names of the planted factors and their values, float32 [n_samples, factor]."""
-    from demo import scenes
+    from toyworld import scenes
 
     rows = [scenes.factors(row) for row in range(n_samples)]
     return list(rows[0]), np.array([list(row.values()) for row in rows], dtype=np.float32)

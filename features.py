@@ -18,24 +18,30 @@ import json
 import os
 import re
 import sys
-from argparse import ArgumentTypeError as UserError  # one line on stderr, exit code 2
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from files import TEMPORARY, make_folder, replacing, sync, write_text
+from plumbing.errors import UserError
+from plumbing.files import TEMPORARY, make_folder, replacing, sync, write_text
 
 FORMAT_VERSION = 2
+
 SAMPLES_AS_IDS = (
     1  # the format whose fingerprint was of the ids alone, and is worked out anew from the samples
 )
+
 ROOT = Path("sae_features")
+
 PART_ROWS = 4096  # rows in one features-*.npz: what a killed recording has to do again at most
+
 MANIFEST, UNFINISHED, LOCK = "run.json", "unfinished.json", "unfinished.lock"
+
 # What a run consists of, besides its mark and its lock: the files of its folder, and of the folders in it.
 FILES = (MANIFEST, "samples.jsonl", "training_curve.png", "layer*.pt", "unfinished-*", *TEMPORARY)
+
 FOLDERS = {
     "layer*": ("features-*.npz", "cfg.json", "sae_weights.safetensors", *TEMPORARY),
     "pairs": ("*.json", *TEMPORARY),
@@ -116,9 +122,6 @@ class Run(NamedTuple):
     def samples(self) -> list[dict[str, str]]:
         """One dict a row with `id`, `image` and `caption`; empty for a run of the original."""
         return [] if self.manifest["format_version"] == 0 else _read_samples(self.path, self.n_samples)
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 def run_names() -> list[str]:
@@ -268,9 +271,6 @@ def _from_part(part: Path, read: Callable[[Path], Any]) -> Any:
         raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
 
 
-# ------------------------------------------------------------------------------ runs of the original code
-
-
 def _original_layers(path: Path) -> list[str]:
     """Its files `layer0.pt`, `layer1.pt`, … in depth order; `layer-1.pt` is the last layer."""
     numbers = [re.fullmatch(r"layer(-?\d+)\.pt", file.name) for file in path.glob("layer*.pt")]
@@ -313,9 +313,6 @@ def _original_parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], 
 
     for block in _original_tensor(path, layer).split(PART_ROWS):
         yield len(block), lambda block=block: scipy.sparse.csr_array(block.float().numpy())
-
-
-# ---------------------------------------------------------------------------------------------- writing
 
 
 def check_place(path: Path):

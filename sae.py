@@ -8,27 +8,28 @@ For one token x, with every decoder row of unit norm:
 
 import json
 import os
-from argparse import ArgumentTypeError as UserError
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import nn
 
-from compiled import compiled
-from files import make_folder, replacing, write_text
+from plumbing.errors import UserError
+from plumbing.files import make_folder, replacing, write_text
+from plumbing.processes import _over_processes
+from plumbing.threads import share_out
+from sae_kernels import SumByLatent, _subtract_projections, error_and_products, keep_largest, largest, linear
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
+
 BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 
 
@@ -252,191 +253,6 @@ class TopKSAE(nn.Module):
         return sae
 
 
-def linear(
-    x: Float[torch.Tensor, "*token d_in"],
-    rows: Float[torch.Tensor, "d_sae d_in"],
-    bias: Float[torch.Tensor, " d_sae"],
-) -> Float[torch.Tensor, "*token d_sae"]:
-    """x @ rows.T + bias. Without gradients by oneDNN, which can take a third less time on the CPU."""
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if onednn and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        return onednn(x, rows, bias, "none", [], "")
-    return F.linear(x, rows, bias)
-
-
-def largest(
-    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
-) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-    """The k largest positive entries of each row, and where they stand; filled up with zeros where fewer are.
-
-    On the CPU, for the small k of an SAE, equal entries are taken in the order of their columns.
-    """
-    if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
-        latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
-        bits = pre_acts.detach().contiguous().view(torch.int32)
-        share_out(_largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
-    else:
-        latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
-    return pre_acts.gather(-1, latents).relu(), latents
-
-
-def keep_largest(
-    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
-) -> Float[torch.Tensor, "*token d_sae"]:
-    """The rows themselves with all but their k largest positive entries zero."""
-    if k >= pre_acts.shape[-1]:
-        return pre_acts.relu()
-    values, latents = largest(pre_acts, k)
-    return torch.zeros_like(pre_acts).scatter(-1, latents, values)
-
-
-@compiled()
-@no_type_check
-def _largest_by_insertion(bits, latents):
-    """Where the k largest of each row are, in descending order, by insertion into a list of k.
-
-    A float's bits are compared as an integer: positive floats keep their order, any NaN has a place, and the
-    maximum of a chunk vectorises. Few chunks hold anything above the k-th largest so far.
-    """
-    chunk_width, k = 128, latents.shape[1]
-    for token in range(bits.shape[0]):
-        row, found = bits[token], latents[token]
-        top = np.full(k, np.int64(-(2**31) - 1))
-        for start in range(0, row.shape[0], chunk_width):
-            chunk = row[start : start + chunk_width]
-            highest = chunk[0]
-            for column in range(chunk.shape[0]):
-                highest = max(highest, chunk[column])
-            if highest <= top[k - 1]:
-                continue
-            for column in range(chunk.shape[0]):
-                if chunk[column] > top[k - 1]:
-                    place = k - 1
-                    while place > 0 and chunk[column] > top[place - 1]:
-                        top[place], found[place] = top[place - 1], found[place - 1]
-                        place -= 1
-                    top[place], found[place] = chunk[column], start + column
-
-
-def error_and_products(
-    centered: Float[torch.Tensor, "token d_in"],
-    W_dec: Float[torch.Tensor, "d_sae d_in"],
-    values: Float[torch.Tensor, "token k"],
-    latents: Int[torch.Tensor, "token k"],
-) -> tuple[Float[torch.Tensor, "token d_in"], Float[torch.Tensor, "token k"]]:
-    """The error of decoding a sparse code, and its products with the decoder rows that the code names."""
-    if centered.is_cpu and centered.dtype == torch.float32:
-        rest = -latents.shape[1] % 4
-        error, latents, values = centered.clone(), F.pad(latents, (0, rest)), F.pad(values, (0, rest))
-        products = torch.empty_like(values)
-        by_token = (tensor.numpy() for tensor in (error, values, latents, products))
-        share_out(_subtract_and_multiply, *by_token, shared=(W_dec.detach().numpy(),))
-        return error, products[:, : products.shape[1] - rest]
-    with torch.enable_grad():  # the products are the gradient of a bag's weights
-        weights = values.detach().requires_grad_()
-        decoded = F.embedding_bag(latents, W_dec.detach(), per_sample_weights=weights, mode="sum")
-        error = centered - decoded.detach()
-        return error, torch.autograd.grad(decoded, weights, error)[0]
-
-
-@compiled(fastmath={"reassoc", "contract"})
-@no_type_check
-def _subtract_and_multiply(error, values, latents, products, W_dec):
-    """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
-    for token in range(latents.shape[0]):
-        rest, value, latent = error[token], values[token], latents[token]
-        for i in range(0, latent.shape[0], 4):
-            a, b, c, d = W_dec[latent[i]], W_dec[latent[i + 1]], W_dec[latent[i + 2]], W_dec[latent[i + 3]]
-            for j in range(rest.shape[0]):
-                rest[j] -= value[i] * a[j] + value[i + 1] * b[j] + value[i + 2] * c[j] + value[i + 3] * d[j]
-        for i in range(latent.shape[0]):
-            row, total = W_dec[latent[i]], np.float32(0)
-            for j in range(row.shape[0]):
-                total += rest[j] * row[j]
-            products[token, i] = total
-
-
-@compiled(fastmath={"reassoc", "contract"})
-@no_type_check
-def _subtract_projections(gradients, rows):
-    """Take from each gradient its projection on its unit row."""
-    for i in range(rows.shape[0]):
-        gradient, row, along = gradients[i], rows[i], np.float32(0)
-        for j in range(row.shape[0]):
-            along += gradient[j] * row[j]
-        for j in range(row.shape[0]):
-            gradient[j] -= along * row[j]
-
-
-_helpers = ThreadPoolExecutor(os.cpu_count())
-
-
-def share_out(kernel: Callable, *by_row: np.ndarray, shared: tuple = (), height: int = 32) -> None:
-    """Call kernel(*by_row, *shared) on some rows at a time of each array, on as many threads as torch uses.
-
-    The caller takes rows as the helpers do: on a core that another program holds nothing waits. (Numba's own
-    threads, beside torch's, took turns on one core of two.)
-    """
-    n_rows = len(by_row[0])
-    starts = iter(range(0, n_rows, height))
-
-    def work():
-        for start in starts:  # each is handed out once: next() holds the interpreter's lock
-            kernel(*(array[start : start + height] for array in by_row), *shared)
-
-    n_helpers = min(torch.get_num_threads(), -(-n_rows // height)) - 1
-    helping = [_helpers.submit(work) for _ in range(n_helpers)]
-    work()
-    for helper in helping:
-        helper.result()
-
-
-class SumByLatent:
-    """Sums over the tokens on which a latent is active: the sparse code's transpose times a dense matrix.
-
-    Sorted by latent, the pairs of token and latent are one bag of tokens for each latent, and a bag is summed
-    in its tokens' order: deterministic on every device.
-    """
-
-    def __init__(self, latents: Int[torch.Tensor, "token k"], d_sae: int):
-        self.n_tokens = len(latents)
-        if latents.is_cpu:
-            self.order, self.starts = map(
-                torch.from_numpy, _order_by_latent(latents.flatten().numpy(), d_sae)
-            )
-        else:
-            in_order, self.order = latents.flatten().sort(stable=True)
-            self.starts = torch.searchsorted(in_order, torch.arange(d_sae, device=latents.device))
-        self.tokens = self.order // latents.shape[1]
-
-    def __call__(
-        self, weights: Float[torch.Tensor, "token k"], rows: Float[torch.Tensor, "token d_in"] | None = None
-    ) -> Float[torch.Tensor, "d_sae ..."]:
-        """Each latent's weighted sum of rows: [d_sae, d_in]; without rows its sum of weights: [d_sae]."""
-        if rows is None:
-            return self(weights, weights.new_ones(self.n_tokens, 1))[:, 0]
-        weights = weights.flatten()[self.order]
-        return F.embedding_bag(self.tokens, rows, self.starts, per_sample_weights=weights, mode="sum")
-
-
-@compiled()
-@no_type_check
-def _order_by_latent(latents, d_sae):
-    """The stable order that sorts latents, by counting them, and where in it each latent begins."""
-    starts, order = np.zeros(d_sae, np.int64), np.empty(len(latents), np.int64)
-    for latent in latents:
-        starts[latent] += 1
-    end = len(latents)
-    for latent in range(d_sae - 1, -1, -1):
-        end -= starts[latent]
-        starts[latent] = end
-    places = starts.copy()
-    for pair in range(len(latents)):
-        order[places[latents[pair]]] = pair
-        places[latents[pair]] += 1
-    return order, starts
-
-
 def _candidates(
     dead: Bool[torch.Tensor, " d_sae"], at_most: int | None = None
 ) -> Int[torch.Tensor, " candidate"]:
@@ -444,13 +260,6 @@ def _candidates(
     if at_most is not None:
         return dead.byte().topk(at_most).indices
     return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
-
-
-def _over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The values summed over the processes of a distributed run; themselves where there is one process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
 
 
 def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]:

@@ -4,7 +4,8 @@ import functools
 import sys
 from pathlib import Path
 
-from commandline import Parser, UserError, folder, positive, script
+from plumbing.commandline import Parser, folder, positive, script
+from plumbing.errors import UserError
 
 AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
 
@@ -34,7 +35,7 @@ def main(argv=None):
     from tqdm import tqdm
 
     import data
-    import sheets
+    from showing import sheets
 
     codes = run.load(layer)
     chosen = sheets.chosen_features(codes, arguments.features, arguments.top, AT_LEAST)

@@ -2,8 +2,8 @@
 
 import data
 import wrappedmodels
-from commandline import script, training_arguments
-from names import open_data
+from plumbing.commandline import script, training_arguments
+from training.names import open_data
 
 ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.modality == "text"}
 
@@ -16,9 +16,9 @@ def main(argv=None):
     )
     arguments.pairs = open_data(arguments)
 
-    import training  # after what can be said without torch
+    from training import experiment  # after what can be said without torch
 
-    return training.run(arguments)
+    return experiment.run(arguments)
 
 
 if __name__ == "__main__":

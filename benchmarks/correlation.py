@@ -24,9 +24,10 @@ import numba
 import numpy as np
 import scipy.sparse
 
-import correlation
-from commandline import Parser, positive, script
-from correlation import Codes, max_correlations
+from comparing.codes import Codes
+from comparing.streamed import max_correlations
+from plumbing import threads
+from plumbing.commandline import Parser, positive, script
 
 IMPORTED = time.perf_counter() - started
 TIMES_FASTER, PEAK_GIB = 200, 2.0  # of one pair of layers
@@ -52,7 +53,7 @@ def parse(argv):
 def main(argv=None) -> dict[str, bool]:
     """Print what was measured; returns by target whether it is met."""
     arguments = parse(argv)
-    print(f"{correlation.threads()} threads, load {os.getloadavg()[0]:.1f}; importing took {IMPORTED:.2f} s")
+    print(f"{threads.threads()} threads, load {os.getloadavg()[0]:.1f}; importing took {IMPORTED:.2f} s")
     first = time.perf_counter()
     max_correlations(topk_codes(64, 64, 4, 0), topk_codes(64, 64, 4, 1))
     print(
@@ -188,7 +189,7 @@ def plain_numpy(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def plain_torch(source: np.ndarray, target: np.ndarray) -> Any:
     import torch
 
-    torch.set_num_threads(correlation.threads())
+    torch.set_num_threads(threads.threads())
     sides = (torch.from_numpy(side) for side in (source, target))
     x, y = ((side - side.mean(0)) / side.std(0, correction=0) for side in sides)
     return (x.T @ y / len(x)).nan_to_num_().max(1).values

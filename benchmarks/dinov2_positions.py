@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 TABLE, PICTURE = 37, 16  # patches on a side
 OFFSET = 0.1  # dinov2/models/vision_transformer.py, interpolate_pos_encoding: w0 + 0.1, h0 + 0.1

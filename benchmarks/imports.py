@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = (

@@ -18,14 +18,15 @@ import random
 import re
 import sys
 import zipfile
-from argparse import ArgumentTypeError as UserError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plumbing.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 CROP = 224
 DINO_NAMES = {  # of the ONNX file's exporter: those of transformers 5

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 TARGET = 2.5
 CHECKPOINT, EXPANSION, TOP_K, BATCH = "ViT-B/32-quickgelu", 8, 32, 16

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_image
 import train_text
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 FVU_TARGET, DEAD_TARGET = 0.5, 0.2
 

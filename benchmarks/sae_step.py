@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from commandline import Parser, positive, script
+from plumbing.commandline import Parser, positive, script
 
 TIMES_FASTER, TIMES_THE_GEMM = 4.5, 1.5  # what the sparse float32 step is to reach on the CPU
 
@@ -56,7 +56,8 @@ def make_contenders(arguments, device: str) -> dict:
     """What is timed, by name: functions without arguments."""
     import torch
 
-    from sae import TopKSAE, linear
+    from sae import TopKSAE
+    from sae_kernels import linear
 
     def new_sae():
         return TopKSAE(arguments.d_in, arguments.d_sae, arguments.top_k).to(device)

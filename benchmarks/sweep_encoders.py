@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 import traceback
-from argparse import ArgumentTypeError as UserError
 from pathlib import Path
 from typing import Any
+
+from plumbing.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
@@ -228,13 +229,14 @@ def of_transformers(kind: str, say: Any):
 def outcome(row: str, checkpoint: str, options: dict) -> tuple[str, str]:
     """What became of one encoder, and in which words."""
     import wrappedmodels
+    from encoders import inputs, self_test
 
     try:
         encoder = wrappedmodels.load(row, checkpoint, **options)
-        short, long = (wrappedmodels.sample_item(encoder.modality, short) for short in (True, False))
+        short, long = (inputs.sample_item(encoder.modality, short) for short in (True, False))
         if encoder.modality == "text":
             short, long = "a red dog", "the small blue cat sits on a circle in the red square over a dog"
-        wrappedmodels.self_test(encoder, [short, long], [encoder.n_layers - 1])
+        self_test.self_test(encoder, [short, long], [encoder.n_layers - 1])
         fault = independent(encoder, short, long)
         text = f"{encoder.n_layers} blocks at {encoder.path}, {encoder.token}"
         return (WRONG, fault) if fault else (RIGHT, text)
@@ -249,7 +251,7 @@ def independent(encoder: Any, short: Any, long: Any) -> str:
     """What is wrong with the recorded tokens of the first and the last layer, in each place of three batches."""
     import torch
 
-    import wrappedmodels
+    from encoders import self_test
 
     for layer in {0, encoder.n_layers - 1}:
         vectors = []
@@ -257,7 +259,7 @@ def independent(encoder: Any, short: Any, long: Any) -> str:
             found = encoder.activations(
                 encoder.collate([encoder.preprocess(item) for item in items]), [layer]
             )
-            vectors.append(wrappedmodels.recorded(found, layer)[place])
+            vectors.append(self_test.recorded(found, layer)[place])
         moved = max(float((vector - vectors[0]).norm() / vectors[0].norm()) for vector in vectors)
         if moved > 1e-4 or not torch.isfinite(vectors[0]).all():
             return f"layer {layer}: the recorded token moves by {moved:.1e} with its batch mates"

@@ -32,8 +32,8 @@ def train(here: str, settings: dict):
 
     import data
     import features
-    import training
     import wrappedmodels
+    from training import experiment
 
     torch.set_num_threads(1)
     os.chdir(here)
@@ -43,7 +43,7 @@ def train(here: str, settings: dict):
     os.environ.update(settings.pop("environment", {}))
     wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
     data.from_arguments = lambda _: SmallPairs(n_samples)
-    training.run(arguments(**settings))
+    experiment.run(arguments(**settings))
 
 
 def content(folder: Path) -> dict[str, bytes]:

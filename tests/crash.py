@@ -127,20 +127,20 @@ def train(rank: int, overwrite: bool = False):
     """Two runs of two layers from one stream, recorded in three parts."""
     from small_world import arguments
 
-    import training
+    from training import experiment
 
     words = {"layers": [0, 2], "seeds": [0, 1], "batch_size": 8, "epochs": 2}
-    training.run(arguments(**words, overwrite=overwrite))
+    experiment.run(arguments(**words, overwrite=overwrite))
 
 
 def train_two(rank: int):
     """One process of two."""
     from small_world import arguments
 
-    import training
+    from training import experiment
 
     os.environ.update(GROUP, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
-    training.run(arguments(layers=[0], batch_size=6))
+    experiment.run(arguments(layers=[0], batch_size=6))
 
 
 def overwrite(rank: int):
@@ -230,17 +230,17 @@ def prepare_process():
 
     import data
     import features
-    import files
-    import training
     import wrappedmodels
+    from plumbing import files
+    from training import manifest, resume
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
     features.PART_ROWS = 9
     wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
     data.from_arguments = lambda _: SmallPairs(24)
-    training.Clock.is_due = lambda self: True
-    training.draw_curve = lambda file, *rest: files.write_text(file, "a curve")
+    resume.Clock.is_due = lambda self: True
+    manifest.draw_curve = lambda file, *rest: files.write_text(file, "a curve")
 
 
 def fresh(here: Path, name: str) -> Path:

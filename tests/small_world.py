@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 import features
-from wrappedmodels import Activations
+from encoders.wrapper import Activations
 
 
 class SmallPairs:

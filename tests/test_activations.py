@@ -8,7 +8,9 @@ import pytest
 import torch
 from small_world import SmallEncoder, SmallPairs
 
-from activations import RecordedTokens, Stream, UserError
+from plumbing.errors import UserError
+from training.activations import Stream
+from training.token_cache import RecordedTokens
 
 
 def stream(pairs, workers=0):

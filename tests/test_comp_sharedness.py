@@ -11,6 +11,7 @@ from runs import make_run
 
 import comp_sharedness
 import data
+from showing import figures
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +110,8 @@ def test_the_picture_names_the_first_features_and_draws_the_live_ones():
 
 def test_names_in_the_picture_do_not_cover_each_other():
     pixels = np.array([[100.0, 100], [110, 105], [110, 150], [200, 100], [205, 108]])
-    assert comp_sharedness.spread_out(pixels) == [0, 2, 3]
-    assert comp_sharedness.spread_out(np.empty((0, 2))) == []
+    assert figures.spread_out(pixels) == [0, 2, 3]
+    assert figures.spread_out(np.empty((0, 2))) == []
 
 
 def test_the_sheets_of_the_first_features_are_made(capsys):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-import correlation
-from correlation import Codes, Sums, correlation_matrix, max_correlation, max_correlations
+from comparing import pearson
+from comparing import streamed as streamed_module
+from comparing.codes import Codes
+from comparing.pearson import Sums, correlation_matrix
+from comparing.streamed import max_correlation, max_correlations
+from plumbing import threads
 
 
 def oracle(x, y, weights=None):
@@ -77,7 +81,7 @@ def test_pearson_is_that_of_float64(kind, held):
 @pytest.mark.parametrize("gemm", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_engines_give_the_same(kind, gemm, monkeypatch):
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: gemm)
     x, y = (scipy.sparse.csr_array(side) for side in data(kind))
     expected = oracle(x.toarray(), y.toarray())
     np.testing.assert_allclose(max_correlation(x, y).rho, expected.max(1), atol=1e-6)
@@ -87,8 +91,8 @@ def test_both_engines_give_the_same(kind, gemm, monkeypatch):
 def test_a_matrix_product_is_chosen_for_dense_data_and_the_sparse_loop_for_topk():
     rng = np.random.default_rng(0)
     codes, dense = Codes(scipy.sparse.csr_array(topk(rng, 300, 600, 8))), Codes(rng.random((300, 600)))
-    assert correlation._prefers_gemm(dense, dense)
-    assert not correlation._prefers_gemm(codes, codes)
+    assert pearson._prefers_gemm(dense, dense)
+    assert not pearson._prefers_gemm(codes, codes)
 
 
 def test_features_never_active_together_have_a_negative_maximum():
@@ -125,7 +129,7 @@ def test_sides_of_different_length_are_refused():
 
 @pytest.mark.parametrize("gemm", [True, False])
 def test_rows_weights_and_a_permutation(gemm, monkeypatch):
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: gemm)
     x, y = data("sparse")
     rng = np.random.default_rng(3)
     rows = rng.integers(0, 700, 400)  # some twice, as a bootstrap has them
@@ -162,7 +166,7 @@ def test_a_feature_constant_on_the_rows_that_count_correlates_with_nothing():
 @pytest.mark.parametrize("gemm", [True, False])
 @pytest.mark.parametrize("step", [7, 64, 256, 700])
 def test_sums_over_chunks_and_shards_are_those_of_the_whole(step, gemm, monkeypatch):
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: gemm)
     x, y = (scipy.sparse.csr_array(side) for side in data("large_mean"))
     whole = correlation_matrix(x, y)
     chunks, shards = Sums(40, 30), [Sums(40, 30), Sums(40, 30)]
@@ -176,7 +180,7 @@ def test_sums_over_chunks_and_shards_are_those_of_the_whole(step, gemm, monkeypa
 
 @pytest.mark.parametrize("gemm", [True, False])
 def test_slices_of_the_source_make_up_the_whole(gemm, monkeypatch):
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: gemm)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: gemm)
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
     parts = []
@@ -206,9 +210,9 @@ def test_row_order_column_order_and_positive_scale_do_not_matter():
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_number_of_threads_changes_nothing(count, monkeypatch):
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
-    monkeypatch.setattr(correlation, "threads", lambda: 1)
+    monkeypatch.setattr(threads, "threads", lambda: 1)
     expected = max_correlations(x, y)
-    monkeypatch.setattr(correlation, "threads", lambda: count)
+    monkeypatch.setattr(threads, "threads", lambda: count)
     for found, one in zip(max_correlations(x, y), expected, strict=True):
         assert found.rho.tolist() == one.rho.tolist()
         assert found.match.tolist() == one.match.tolist()
@@ -233,7 +237,7 @@ def test_recorded_rarely_and_hugely_the_sums_keep_1e_6():
 
 @pytest.mark.gpu
 def test_cuda_gives_the_same():
-    if correlation.cuda() is None:
+    if pearson.cuda() is None:
         pytest.skip("needs a CUDA device")
     x, y = data("dense")
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-6)
@@ -244,7 +248,7 @@ def test_a_product_is_of_whole_float32_whatever_a_train_script_has_set(others, m
     import torch
 
     seen = []
-    monkeypatch.setattr(correlation, "cuda", lambda: torch)
+    monkeypatch.setattr(pearson, "cuda", lambda: torch)
     monkeypatch.setattr(
         torch.Tensor, "cuda", lambda self: seen.append(torch.get_float32_matmul_precision()) or self
     )
@@ -267,9 +271,9 @@ def test_a_product_is_of_whole_float32_whatever_a_train_script_has_set(others, m
 def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
-    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 1000)
+    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 1000)
     cut = lambda matrix, step: lambda: (matrix[i : i + step] for i in range(0, 700, step))  # noqa: E731
-    found = correlation.streamed_maxima(cut(x, 64), cut(y, 150), memory)
+    found = streamed_module.streamed_maxima(cut(x, 64), cut(y, 150), memory)
     for streamed, whole in zip(found, (forward, backward), strict=True):
         np.testing.assert_allclose(streamed.rho, whole.rho, atol=1e-12)
         assert streamed.match.tolist() == whole.match.tolist()
@@ -279,15 +283,15 @@ def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
 @pytest.mark.parametrize("many", [16, 0])
 def test_dense_maxima_are_searched_in_float32_and_worked_out_in_float64(kind, many, monkeypatch):
     """Also where the search finds so many pairs that all products are taken in float64."""
-    monkeypatch.setattr(correlation, "MANY_CANDIDATES", many)
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: True)
+    monkeypatch.setattr(pearson, "MANY_CANDIDATES", many)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: True)
     x, y = data(kind)
     y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
     weights = np.random.default_rng(0).random(700)
     expected = oracle(x, y, weights)
     cut = lambda side, step: lambda: (side[i : i + step] for i in range(0, 700, step))  # noqa: E731
     sides = cut(scipy.sparse.csr_array(x), 64), cut(y, 150)
-    forward, backward = correlation.streamed_maxima(*sides, 30 * 8 * 7, weights=weights)
+    forward, backward = streamed_module.streamed_maxima(*sides, 30 * 8 * 7, weights=weights)
     np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-6)
@@ -298,14 +302,14 @@ def test_dense_maxima_are_searched_in_float32_and_worked_out_in_float64(kind, ma
 def byte_search(monkeypatch):
     """Search dense codes by 8-bit products, however small they are; returns the searches that were made."""
     made = []
-    candidates = correlation.Search.candidates
-    monkeypatch.setattr(correlation.Search, "candidates", lambda self: made.append(self) or candidates(self))
-    monkeypatch.setattr(correlation, "BYTE_WORTH", 0)
+    candidates = pearson.Search.candidates
+    monkeypatch.setattr(pearson.Search, "candidates", lambda self: made.append(self) or candidates(self))
+    monkeypatch.setattr(streamed_module, "BYTE_WORTH", 0)
     monkeypatch.setattr(
-        correlation, "_multiplies_bytes", lambda: True
+        streamed_module, "_multiplies_bytes", lambda: True
     )  # elsewhere torch is slow, and as exact
-    monkeypatch.setattr(correlation, "_prefers_gemm", lambda source, target: True)
-    monkeypatch.setattr(correlation, "BYTE_ROWS", 256)
+    monkeypatch.setattr(pearson, "_prefers_gemm", lambda source, target: True)
+    monkeypatch.setattr(pearson, "BYTE_ROWS", 256)
     return made
 
 
@@ -315,7 +319,7 @@ def test_dense_maxima_are_searched_with_bytes_and_worked_out_in_float64(kind, by
     y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
     expected = oracle(x, y)
     forward, backward = max_correlations(*map(scipy.sparse.csr_array, (x, y)))
-    assert isinstance(byte_search[0], correlation.ByteSearch)
+    assert isinstance(byte_search[0], pearson.ByteSearch)
     np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-6)
@@ -330,14 +334,14 @@ def test_bytes_err_by_less_than_their_bound_and_by_more_than_a_fiftieth_of_it(ki
     search = byte_search[0]
     terms, r = search.terms(), np.empty((40, 30))
     for i in range(40):
-        correlation._rough(i, search.products, terms, r[i])
+        pearson._rough(i, search.products, terms, r[i])
     bound = terms.error[:, None] + terms.growth[:, None] * terms.other_error
     share = np.abs(r - oracle(x, y)) / bound
     assert 1 / 50 < share.max() < 1
 
 
 def test_a_feature_whose_range_is_huge_is_left_to_a_finer_search(byte_search, monkeypatch):
-    monkeypatch.setattr(correlation, "MANY_CANDIDATES", 8)
+    monkeypatch.setattr(pearson, "MANY_CANDIDATES", 8)
     x, y = data("dense")
     x[3], y[4] = 1000, 1000  # one outlier of every feature: bytes tell the rest no longer apart
     expected = oracle(x, y)
@@ -353,7 +357,7 @@ def test_bytes_of_zeros_are_exact_and_others_are_right_on_average():
     csr = scipy.sparse.csr_array(rows)
     steps, offsets, chunk = np.array([1.0, 0.25]), np.array([3, -2]), np.empty(rows.shape, np.int8)
     parts = csr.indptr, csr.indices, csr.data
-    correlation._as_bytes(0, 20_000, 0, parts, steps, offsets, np.uint64(5), chunk)
+    pearson._as_bytes(0, 20_000, 0, parts, steps, offsets, np.uint64(5), chunk)
     assert set(chunk[:, 0]) == {-3, -2}
     assert chunk[:, 0].mean() + 3 == pytest.approx(0.3, abs=0.015)  # 4.6 standard deviations
     assert chunk[7, 1] == 6
@@ -363,18 +367,18 @@ def test_bytes_of_zeros_are_exact_and_others_are_right_on_average():
 
 
 def test_small_sparse_blocks_are_joined_in_order(monkeypatch):
-    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 10)
+    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 10)
     rows = scipy.sparse.csr_array(np.arange(1.0, 9)[:, None])
-    blocks = list(correlation.joined(rows[i : i + 3] for i in range(0, 8, 3)))
+    blocks = list(streamed_module.joined(rows[i : i + 3] for i in range(0, 8, 3)))
     assert [block.shape[0] for block in blocks] == [8]
-    monkeypatch.setattr(correlation, "JOINED_ENTRIES", 5)
-    blocks = list(correlation.joined(rows[i : i + 2] for i in range(0, 8, 2)))
+    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 5)
+    blocks = list(streamed_module.joined(rows[i : i + 2] for i in range(0, 8, 2)))
     assert [block.shape[0] for block in blocks] == [6, 2]
     assert np.concatenate([block.toarray() for block in blocks]).ravel().tolist() == list(range(1, 9))
 
 
 def test_aligned_blocks_hold_the_same_rows():
     rows = np.arange(10)[:, None]
-    cuts = list(correlation.aligned([rows[:3], rows[3:3], rows[3:]], [rows[:5], rows[5:6], rows[6:]]))
+    cuts = list(streamed_module.aligned([rows[:3], rows[3:3], rows[3:]], [rows[:5], rows[5:6], rows[6:]]))
     assert [len(x) for x, _ in cuts] == [3, 2, 1, 4]
     assert all((x == y).all() for x, y in cuts)

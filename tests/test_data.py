@@ -16,9 +16,13 @@ import picture_files
 import pytest
 from PIL import Image
 
+import check
 import data
 import features
-from data import UserError, open_pairs
+from data import open_pairs
+from plumbing.errors import UserError
+from showing import sheets
+from sources import huggingface, media, unreadable, webdataset
 
 
 @pytest.fixture(autouse=True)
@@ -372,17 +376,17 @@ def test_an_unreadable_picture_stops_the_run_or_is_left_out_and_listed(tmp_path,
 
 def test_sixteen_bit_grey_rounds_to_the_nearest_of_eight_bits():
     values = np.array([[0, 128, 129, 385, 386, 32767, 65535]], np.uint16)
-    picture = data.decode(picture_files.encoded(Image.fromarray(values)))
+    picture = media.decode(picture_files.encoded(Image.fromarray(values)))
     assert np.asarray(picture)[0, :, 0].tolist() == [round(int(value) / 65535 * 255) for value in values[0]]
 
 
 def test_a_huge_picture_is_averaged_down_and_a_bomb_is_refused(tmp_path, monkeypatch):
     """With the lines drawn lower, so that the test stays small; the true sizes are in the slow test."""
-    monkeypatch.setattr(data, "REDUCE_PIXELS", 100)
-    monkeypatch.setattr(data, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(media, "REDUCE_PIXELS", 100)
+    monkeypatch.setattr(media, "MOST_PIXELS", 1000)
     stripes = np.zeros((20, 40, 3), np.uint8)
     stripes[:, ::3] = 255
-    picture = data.decode(Image.fromarray(stripes))
+    picture = media.decode(Image.fromarray(stripes))
     assert picture.size == (14, 7)  # 800 pixels / 3**2 is below 100, / 2**2 is not
     assert np.asarray(picture)[:6, :13].tolist() == np.full((6, 13, 3), 85).tolist()
     root = str(listed(tmp_path / "bomb", {"a.png": picture_files.encoded(Image.new("L", (50, 21)))}))
@@ -393,7 +397,7 @@ def test_a_huge_picture_is_averaged_down_and_a_bomb_is_refused(tmp_path, monkeyp
 @pytest.mark.slow
 def test_twenty_thousand_pixels_square_are_read():
     content = picture_files.encoded(Image.new("1", (20_000, 20_000), 1))
-    picture = data.decode(content)
+    picture = media.decode(content)
     assert picture.size == (6667, 6667)
     assert picture.getpixel((6000, 6000)) == (255, 255, 255)
 
@@ -411,7 +415,7 @@ def test_a_scan_is_done_once_and_again_when_a_file_changes(damaged, monkeypatch)
     first = open_pairs("folder", str(damaged), skip_unreadable=True)
     assert first.unreadable == [{"id": "b.png", "path": "b.png", "why": "the file is empty"}]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_why_unreadable", None)  # a second scan would call it
+        patch.setattr(unreadable, "_why_unreadable", None)  # a second scan would call it
         assert open_pairs("folder", str(damaged), skip_unreadable=True).unreadable == first.unreadable
     drawing(0).save(damaged / "b.png")
     assert open_pairs("folder", str(damaged), skip_unreadable=True).ids == ["b.png", "deep/a.png"]
@@ -419,7 +423,7 @@ def test_a_scan_is_done_once_and_again_when_a_file_changes(damaged, monkeypatch)
 
 def test_reopening_from_source_leaves_out_the_same_without_looking(damaged, monkeypatch):
     pairs = open_pairs("folder", str(damaged), skip_unreadable=True)
-    monkeypatch.setattr(data, "_scan", None)
+    monkeypatch.setattr(unreadable, "_scan", None)
     again = open_pairs(**json.loads(json.dumps(pairs.source)))
     assert (again.ids, again.fingerprint, again.unreadable) == (
         pairs.ids,
@@ -583,7 +587,7 @@ def test_webdataset_folders_mean_themselves_whatever_their_names_hold(shards, na
 def test_braces_of_shards_are_the_shells():
     for pattern in ("{8..11}", "{08..11}", "{11..9}", "a{b,c}{1..2}", "{}", "{a}", "{a}{1,2}"):
         shell = subprocess.check_output(["bash", "-c", f"echo {pattern}"], text=True).split()
-        assert data._expanded(pattern) == shell
+        assert webdataset._expanded(pattern) == shell
 
 
 def test_webdataset_pattern_order_is_the_users(shards):
@@ -747,7 +751,7 @@ def test_hf_tables_keep_captions_that_look_like_no_value(tmp_path, hub_cache, de
         csv.writer(file, delimiter=delimiter).writerows(
             [["caption", "photo"], *([t, "0.png"] for t in texts)]
         )
-    table = data._load_hf(str(path), None, "train")
+    table = huggingface._load_hf(str(path), None, "train")
     assert table["caption"][:] == texts
 
 
@@ -915,7 +919,9 @@ def test_a_cut_sound_is_unreadable_and_a_sound_is_no_picture(tones):
 def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
     """Counts by hand: the readable row has one caption of two words, "a wren"."""
     sheet, report = tmp_path / "out" / "sheet.png", tmp_path / "report.json"
-    held = data.main(["folder", "--data_root", str(damaged), "--sheet", str(sheet), "--json", str(report)])
+    held = check.main(
+        ["--dataset", "folder", "--data_root", str(damaged), "--sheet", str(sheet), "--json", str(report)]
+    )
     out, err = capsys.readouterr()
     assert held["rows"] == 1
     assert held["caption_words"] == [2, 2, 2]
@@ -925,13 +931,13 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
     assert "b.png: the file is empty" in out
     assert "give every run --skip_unreadable" in out
     assert "looking for unreadable items" in err
-    tile = np.asarray(Image.open(sheet).convert("RGB"))[: data.TILE, : data.TILE + 8]
+    tile = np.asarray(Image.open(sheet).convert("RGB"))[: sheets.TILE, : sheets.TILE + 8]
     assert tile.std() > 20  # the picture is there
 
 
 def test_the_script_reports_a_mistake_in_one_line(capsys):
     with pytest.raises(SystemExit) as left:
-        data.main(["imagenet"])
+        check.main(["--dataset", "imagenet"])
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo import scenes
+from toyworld import scenes
 
-ENCODERS = Path(__file__).parent.parent / "demo" / "encoders"
+ENCODERS = Path(__file__).parent.parent / "toyworld" / "weights"
 ROWS = range(3_000)
 PICTURES = "2dda9bc3f0a123e9dfcfc7c1c23ee30fabdc91ed65aad0a07df0e86d4b122661"  # sha256, rows 0-199
 CAPTIONS = "3cab86bd86fc45851eb05c2b637be885da2713abe67e883273746c505f5b65e6"
@@ -173,7 +173,7 @@ def test_the_vocabulary_is_exactly_what_captions_say():
 
 @pytest.fixture(scope="module")
 def train_encoders():
-    from demo import train_encoders
+    from toyworld import train_encoders
 
     return train_encoders
 

@@ -16,11 +16,10 @@ import scipy.sparse
 import torch
 from runs import make_run
 
-import commandline
-import comparison
 import features
-import files
-from features import UserError
+from comparing import kept as kept_module
+from plumbing import commandline, files
+from plumbing.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -135,8 +134,8 @@ def test_an_existing_run_is_kept_unless_told_otherwise():
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "file.txt"
-    features.write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), features.replacing(target) as temporary:  # noqa: PT012
+    files.write_text(target, "old")
+    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         1 / 0  # noqa: B018
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
@@ -175,10 +174,10 @@ def test_overwriting_removes_the_run_and_follows_no_link(tmp_path):
 
 def test_a_file_is_written_through_its_link_and_into_a_pipe(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    features.write_text(tmp_path / "link", "text")
+    files.write_text(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "text"
-    features.write_text(Path(os.devnull), "text")
+    files.write_text(Path(os.devnull), "text")
     assert not Path(os.devnull).is_file()
 
 
@@ -216,7 +215,7 @@ def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, file):
 def test_code_is_compiled_where_nothing_can_be_cached(tmp_path):
     """A read-only installation and home; what is below a file can't be made by root either."""
     (tmp_path / "code.py").write_text(
-        "from compiled import compiled\n@compiled()\ndef double(x):\n    return 2 * x\nprint(double(21))\n"
+        "from plumbing.compiled import compiled\n@compiled()\ndef double(x):\n    return 2 * x\nprint(double(21))\n"
     )
     (tmp_path / "__pycache__").write_text("in the way")
     there = {
@@ -266,10 +265,10 @@ def test_the_same_ids_with_other_captions_are_other_samples_for_older_runs_too(a
 
 def test_kept_scores_are_not_of_a_run_whose_samples_changed():
     old = in_the_older_format(make_run("old", {"layer0": codes()}))
-    kept = comparison.identity(old)
+    kept = kept_module.identity(old)
     samples = [sample | {"caption": "another"} for sample in old.samples()]
     features.write_samples(old.path, samples)
-    assert comparison.identity(features.open_run("old")) != kept
+    assert kept_module.identity(features.open_run("old")) != kept
 
 
 @pytest.mark.parametrize("content", [None, "", '{"id": "sample0"', "\xff"])

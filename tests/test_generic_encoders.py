@@ -11,8 +11,10 @@ import transformers
 from offline_hub import PICTURE, SIZE, WORDS
 from test_wrappedmodels import CAPTIONS, batch, complaint, distance, hooks, pictures, pooled, record
 
-import wrappedmodels
-from wrappedmodels import REGISTRY, UserError, load
+import check
+from encoders import self_test
+from plumbing.errors import UserError
+from wrappedmodels import REGISTRY, load
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
 TEXT = dict(**SIZE, vocab_size=len(SPECIALS) + len(WORDS), bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -564,7 +566,7 @@ def test_an_architecture_of_this_kind_is_right(kind, tmp_path):
     build(tmp_path)
     encoder = load(row, str(tmp_path))
     items = CAPTIONS[:2] if encoder.modality == "text" else pictures()[:2]
-    wrappedmodels.self_test(encoder, items, [0, 1])
+    self_test.self_test(encoder, items, [0, 1])
     activations = record(encoder, items)
     assert activations.layers[1].shape[2] == width
     assert trained is None or activations.mask.sum(1).tolist() == [trained] * 2
@@ -575,7 +577,7 @@ def test_an_architecture_of_this_kind_is_refused_in_one_line(kind, tmp_path):
     row, build, said = REFUSED[kind]
     build(tmp_path)
     with pytest.raises(UserError, match=said) as caught:
-        wrappedmodels.self_test(load(row, str(tmp_path)), CAPTIONS[:2], [0, 1])
+        self_test.self_test(load(row, str(tmp_path)), CAPTIONS[:2], [0, 1])
     assert "\n" not in str(caught.value)
 
 
@@ -590,7 +592,7 @@ def test_an_architecture_of_this_kind_is_refused_in_one_line(kind, tmp_path):
 def test_what_timm_has_that_is_no_row_of_tokens_is_refused_in_one_line(name, said):
     encoder = load("TimmVision", name, random_weights=0)
     with pytest.raises(UserError) as caught:
-        wrappedmodels.self_test(encoder, pictures()[:2], [encoder.n_layers - 1])
+        self_test.self_test(encoder, pictures()[:2], [encoder.n_layers - 1])
     assert said in str(caught.value)
 
 
@@ -629,7 +631,7 @@ def test_clips_own_rows_refuse_what_pools_otherwise(checkpoints):
 
 
 def test_check_tries_one_checkpoint(capsys):
-    (checked,) = wrappedmodels.main(["--check", DINO3, "--model", "HFVision"])
+    (checked,) = check.main(["--encoder", DINO3, "--model", "HFVision"])
     assert (checked.widths, checked.n_tokens, checked.trained, checked.recorded) == (
         [32] * 2,
         [21] * 2,
@@ -644,10 +646,8 @@ def test_check_tries_one_checkpoint(capsys):
         "  recorded  cls: token 0",
     ]
     assert printed[4].startswith("  seconds   ")
-    assert (
-        len(wrappedmodels.main(["--check", "laion/clap-htsat-unfused"])) == 2
-    )  # its sounds and its captions
-    (checked,) = wrappedmodels.main(["--check", "timm/resnet18.a1_in1k", "--model", "TimmVision"])
+    assert len(check.main(["--encoder", "laion/clap-htsat-unfused"])) == 2  # its sounds and its captions
+    (checked,) = check.main(["--encoder", "timm/resnet18.a1_in1k", "--model", "TimmVision"])
     assert (checked.widths, checked.n_tokens) == ([8, 8, 16, 32], [64, 16, 4, 1])
     assert "width 8, 8, 16, 32" in capsys.readouterr().out
 
@@ -655,14 +655,17 @@ def test_check_tries_one_checkpoint(capsys):
 def test_check_ends_in_one_line_and_exit_code_two(capsys):
     for arguments, line in (
         (
-            ["--check", "some/thing"],
+            ["--encoder", "some/thing"],
             "error: 'some/thing' could be any kind of encoder: add --model, one of Clip",
         ),
         (["--model", "Vit"], "error: unknown model 'Vit'; --model takes one of ClipVision"),
-        (["--check", "some/thing", "--model", "ViT"], "error: 'some/thing' is not in the Hugging Face cache"),
+        (
+            ["--encoder", "some/thing", "--model", "ViT"],
+            "error: 'some/thing' is not in the Hugging Face cache",
+        ),
     ):
         with pytest.raises(SystemExit) as left:
-            wrappedmodels.main(arguments)
+            check.main(arguments)
         assert left.value.code == 2
         assert capsys.readouterr().err.startswith(line)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quality import Quality
+from training.quality import Quality
 
 
 def scores(tokens, reconstruction, firings, offset=None, batches=1, recorded=None):

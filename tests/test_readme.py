@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import check
 import train_image
 import train_text
 import wrappedmodels
-from commandline import training_arguments
+from plumbing.commandline import training_arguments
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -24,7 +25,7 @@ SCRIPTS = [words for words in COMMANDS if words[0].endswith(".py") and "--help" 
 
 
 def test_the_encoder_table_is_the_registrys(capsys):
-    wrappedmodels.main(["--markdown"])
+    check.main(["--markdown"])
     assert capsys.readouterr().out.strip() in README
 
 
@@ -49,7 +50,7 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
 
 def test_every_file_of_the_tree_is_there_and_every_file_is_in_the_tree():
     tree = re.search(r"## What is here\n\n```\n(.*?)```", README, re.S)[1]
-    named = set(re.findall(r"^([\w/]+(?:\.py|/))", tree, re.M))
+    named = set(re.findall(r"[\w/]+\.py|^\w+/", tree, re.M))
     assert all((REPOSITORY / name).exists() for name in named)
     assert {path.name for path in REPOSITORY.glob("*.py")} <= named
 

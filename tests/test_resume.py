@@ -11,12 +11,12 @@ from small_world import SmallEncoder, SmallPairs, arguments
 
 import data
 import features
-import files
-import training
-import unfinished
 import wrappedmodels
-from activations import RecordedTokens
-from training import UserError
+from plumbing import files
+from plumbing.errors import UserError
+from training import experiment, fit, manifest, names, record, resume, trainer, unfinished
+from training import work as work_module
+from training.token_cache import RecordedTokens
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def cut_short(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "from_arguments", lambda _: SmallPairs(300))
 
     def command(**changes):
-        return training.run(arguments(epochs=4, checkpoint_every=1e-9, **changes))
+        return experiment.run(arguments(epochs=4, checkpoint_every=1e-9, **changes))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Clock, "is_due", lambda self: True)
-        patch.setattr(training, "report", lambda *args: 1 / 0)
+        patch.setattr(resume.Clock, "is_due", lambda self: True)
+        patch.setattr(fit, "report", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command()
     return command
@@ -39,8 +39,8 @@ def cut_short(tmp_path, monkeypatch):
 
 def test_training_goes_on_where_it_was(cut_short, monkeypatch, capsys):
     steps = []
-    step = training.LayerTrainer.step
-    monkeypatch.setattr(training.LayerTrainer, "step", lambda self, z: steps.append(1) or step(self, z))
+    step = trainer.LayerTrainer.step
+    monkeypatch.setattr(trainer.LayerTrainer, "step", lambda self, z: steps.append(1) or step(self, z))
     (run,) = cut_short()
     assert "going on after 19 steps" in capsys.readouterr().err
     assert len(steps) == 3 * (72 - 19)  # three layers, 4 epochs of 285 samples in batches of 16
@@ -122,14 +122,14 @@ def test_the_second_of_two_commands_says_who_is_at_work_and_touches_nothing(cut_
             unfinished._held.clear()  # as in another process
             for again in ({}, {"overwrite": True}, {"lr": 0.1}):
                 with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work in .*run"):
-                    training.check_names(arguments(**again), SmallPairs(300))
+                    names.check_names(arguments(**again), SmallPairs(300))
                 with pytest.raises(UserError, match="is at work"):
                     unfinished.Unfinished(features.run_path("run")).lock()
             unfinished._held.update(held)
             refused.append(content(features.run_path("run")))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_on", train_on)
+        patch.setattr(fit, "train_on", train_on)
         cut_short(overwrite=True)
     assert refused[0] == refused[1]
     assert not list(features.run_path("run").glob("unfinished*"))
@@ -143,7 +143,7 @@ def test_a_run_killed_while_cleaning_up_is_cleaned_up_and_not_trained_again(cut_
         patch.setattr(unfinished.Unfinished, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             cut_short()
-    monkeypatch.setattr(training, "fit", None)
+    monkeypatch.setattr(experiment, "fit", None)
     (run,) = cut_short()
     assert not list(run.path.glob("unfinished*"))
 
@@ -153,8 +153,9 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
 ):
     order = []
     for owner, name in (
-        (training, "restore_recording"),
-        (training, "wait_for_all"),
+        (record, "restore_recording"),
+        (fit, "wait_for_all"),
+        (resume, "wait_for_all"),
         (RecordedTokens, "sync"),
     ):
         real = getattr(owner, name)
@@ -162,12 +163,12 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
         monkeypatch.setattr(owner, name, spy)
     state = features.run_path("run") / "unfinished-training.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "plan_parts", lambda *args: 1 / 0)
-        patch.setattr(training, "process", lambda: 1)
-        work = training.Work(None, [training.Job(state.parent, None)], None, {}, {}, 1.0, 0.0)
-        training.drop_training(work)
+        patch.setattr(record, "plan_parts", lambda *args: 1 / 0)
+        patch.setattr(resume, "process", lambda: 1)
+        work = work_module.Work(None, [work_module.Job(state.parent, None)], None, {}, {}, 1.0, 0.0)
+        resume.drop_training(work)
         assert state.exists()
-        patch.setattr(training, "process", lambda: 0)
+        patch.setattr(resume, "process", lambda: 0)
         with pytest.raises(ZeroDivisionError):
             cut_short()
     assert not state.exists()
@@ -284,7 +285,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(cut_short, monkeypatch, 
 
 def test_several_runs_killed_between_their_manifests_are_finished_by_the_same_command(cut_short, monkeypatch):
     """The first run is whole by then, and its command is not done."""
-    finish, written = training.finish, []
+    finish, written = manifest.finish, []
 
     def killed(work, number, *others):
         if number:
@@ -293,12 +294,12 @@ def test_several_runs_killed_between_their_manifests_are_finished_by_the_same_co
 
     variants = {"seeds": [0, 1], "runname": "both"}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "finish", killed)
+        patch.setattr(experiment, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             cut_short(**variants)
     assert features.run_names() == ["both_seed0"]
     before = content(written[0].path)
-    monkeypatch.setattr(training.LayerTrainer, "step", None)
+    monkeypatch.setattr(trainer.LayerTrainer, "step", None)
     runs = cut_short(**variants)
     assert [run.name for run in runs] == features.run_names() == ["both_seed0", "both_seed1"]
     left = {name: bytes_ for name, bytes_ in before.items() if not name.startswith("unfinished")}
@@ -310,7 +311,7 @@ def test_several_runs_killed_between_their_manifests_are_finished_by_the_same_co
 
 def test_a_later_run_of_another_unfinished_command_is_not_emptied(cut_short, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "record", lambda *args: 1 / 0)
+        patch.setattr(experiment, "record", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cut_short(seeds=[0, 1], runname="both")
     before = content(features.run_path("both_seed1"))

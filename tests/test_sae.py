@@ -1,10 +1,11 @@
 """The SAE against codes, gradients and files worked out by other means."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
-from argparse import ArgumentTypeError as UserError
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ import safetensors.torch
 import torch
 
 import sae as sae_module
-from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, SumByLatent, TopKSAE, keep_largest, largest, share_out
+from plumbing.errors import UserError
+from plumbing.threads import share_out
+from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, TopKSAE
+from sae_kernels import SumByLatent, keep_largest, largest
 
 
 def random_sae(d_in=12, d_sae=40, k=4, seed=0, dtype=torch.float32):
@@ -561,9 +565,9 @@ def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
     sae.save(tmp_path)
 
     def full_disk(*_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sae_module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         random_sae(seed=9).save(tmp_path)
     assert torch.equal(TopKSAE.load(tmp_path).W_dec, sae.W_dec)

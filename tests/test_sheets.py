@@ -7,7 +7,7 @@ import scipy.sparse
 from PIL import Image
 from runs import make_run
 
-import sheets
+from showing import sheets
 
 
 def test_sheets_hold_small_pictures_and_not_the_photographs(tmp_path, monkeypatch):

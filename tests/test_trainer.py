@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae import TopKSAE
-from trainer import RECIPES, LayerTrainer, Moments, default_lr
+from training.trainer import RECIPES, LayerTrainer, Moments, default_lr
 
 
 @pytest.mark.parametrize("batches", [1, 3, 10])

@@ -3,6 +3,8 @@
 import argparse
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,17 @@ import torch
 from children import content
 from small_world import SmallEncoder, SmallPairs, arguments
 
-import activations
 import data
 import features
-import names
-import training
 import wrappedmodels
+from encoders import self_test
+from plumbing import files, processes
+from plumbing.errors import UserError
 from sae import TopKSAE
-from training import UserError
+from training import activations, experiment, fit, names, quality, resume, token_cache, trainer
+from training import manifest as manifest_module
+from training import settings as settings_module
+from training import work as work_module
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def train(tmp_path, monkeypatch):
     def train(encoder=None, pairs=None, **changes):
         monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: encoder or SmallEncoder())
         monkeypatch.setattr(data, "from_arguments", lambda arguments: pairs or SmallPairs(300))
-        return training.run(arguments(**changes))
+        return experiment.run(arguments(**changes))
 
     return train
 
@@ -123,7 +128,7 @@ def test_the_manifest_says_what_was_done(train):
 
 def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
     (run,) = train()
-    held_out = training.held_out_rows(300, data_seed=0)
+    held_out = settings_module.held_out_rows(300, data_seed=0)
     assert held_out.sum() == 15
     encoder, sae = SmallEncoder(), TopKSAE.load(run.path / "layer2")
     items = [encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)]
@@ -147,20 +152,20 @@ def test_training_learns(train):
 
 def test_held_out_samples_and_padding_never_train(train, monkeypatch):
     seen = []
-    step = training.LayerTrainer.step
+    step = trainer.LayerTrainer.step
 
     def spy(self, z):
         seen.append(len(z))
         return step(self, z)
 
-    monkeypatch.setattr(training.LayerTrainer, "step", spy)
+    monkeypatch.setattr(trainer.LayerTrainer, "step", spy)
     rows = []
     pairs = SmallPairs(100, captions=lambda row: rows.append(row) or [str(row)])
-    monkeypatch.setattr(wrappedmodels, "self_test_on", lambda *arguments: None)  # it reads rows too
-    monkeypatch.setattr(training, "record", lambda *args: 1 / 0)
+    monkeypatch.setattr(self_test, "self_test_on", lambda *arguments: None)  # it reads rows too
+    monkeypatch.setattr(experiment, "record", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(pairs=pairs, layers=[0])
-    assert set(rows) == set(np.flatnonzero(~training.held_out_rows(100, 0)))
+    assert set(rows) == set(np.flatnonzero(~settings_module.held_out_rows(100, 0)))
     assert sum(seen) == 95 * 3  # four tokens, one of them padding
 
 
@@ -177,11 +182,11 @@ def test_held_out_samples_and_padding_never_train(train, monkeypatch):
 def test_no_row_is_encoded_more_often_than_it_must_be(train, monkeypatch, changes, expected):
     rows = []
     pairs = SmallPairs(300, captions=lambda row: rows.append(row) or [str(row)])
-    monkeypatch.setattr(wrappedmodels, "self_test_on", lambda *arguments: None)  # it reads rows too
+    monkeypatch.setattr(self_test, "self_test_on", lambda *arguments: None)  # it reads rows too
     pool = changes.pop("pool", (0.0, 1.0, 0.0, 0.0))
-    monkeypatch.setattr(training, "HELD_BYTES", changes.pop("held", 1 << 30))
+    monkeypatch.setattr(fit, "HELD_BYTES", changes.pop("held", 1 << 30))
     free = argparse.Namespace(free=changes.pop("free", 1 << 40))
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     (run,) = train(SmallEncoder(pool=pool), pairs, **changes)
     assert len(rows) == expected
     assert set(rows) == set(range(300))
@@ -194,7 +199,7 @@ def test_no_row_is_encoded_more_often_than_it_must_be(train, monkeypatch, change
 def test_a_disk_that_gets_full_keeps_no_tokens_and_the_run_goes_on(train, monkeypatch, fails):
     monkeypatch.setattr(features, "PART_ROWS", 64)
     (calm,) = train(runname="calm")
-    pwrite, written = activations.os.pwrite, []
+    pwrite, written = os.pwrite, []
 
     def full(file, content, where):
         written.append(1)
@@ -205,7 +210,7 @@ def test_a_disk_that_gets_full_keeps_no_tokens_and_the_run_goes_on(train, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations.os, "pwrite", full)
+        patch.setattr(os, "pwrite", full)
         (run,) = train()
     for layer in run.layers:
         np.testing.assert_allclose(run.load(layer).toarray(), calm.load(layer).toarray(), atol=1e-5)
@@ -265,7 +270,9 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_layer(train):
 
 
 def held_out_row(n_samples=300):
-    return int(np.flatnonzero(training.held_out_rows(n_samples, 0))[1])  # the first is in the self-test
+    return int(
+        np.flatnonzero(settings_module.held_out_rows(n_samples, 0))[1]
+    )  # the first is in the self-test
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -289,15 +296,15 @@ def test_given_saes_record_no_row_that_is_not_finite(train):
 
 
 def test_kept_tokens_that_are_not_finite_are_named(train, monkeypatch):
-    read = activations.RecordedTokens.read
+    read = token_cache.RecordedTokens.read
 
     def damaged(self, rows):
         tokens = read(self, rows)
         tokens[1][rows.index(200)] = float("nan")
         return tokens
 
-    assert not training.held_out_rows(300, 0)[200]
-    monkeypatch.setattr(activations.RecordedTokens, "read", damaged)
+    assert not settings_module.held_out_rows(300, 0)[200]
+    monkeypatch.setattr(token_cache.RecordedTokens, "read", damaged)
     with pytest.raises(UserError, match="layer 1 gives NaN or infinite activations for row 200"):
         train()
 
@@ -307,9 +314,9 @@ def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
     """The bad row is met between two reports; once it is repaired, the command ends as if nothing had been."""
     settings, pairs = {"layers": [0], "checkpoint_every": 1e-9}, SmallPairs(900)
     (calm,) = train(pairs=pairs, runname="calm", **settings)
-    held_out = training.held_out_rows(900, 0)
-    row = training.training_plan(held_out, training.Settings(**calm.manifest["training"]))[step - 1][0]
-    written, write = [], features.write_state
+    held_out = settings_module.held_out_rows(900, 0)
+    row = fit.training_plan(held_out, settings_module.Settings(**calm.manifest["training"]))[step - 1][0]
+    written, write = [], files.write_state
 
     def finite(file, header, tensors):
         assert all(tensor.isfinite().all() for tensor in tensors.values())
@@ -317,8 +324,8 @@ def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
         write(file, header, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "write_state", finite)
-        patch.setattr(training.Clock, "is_due", lambda self: True)
+        patch.setattr(files, "write_state", finite)
+        patch.setattr(resume.Clock, "is_due", lambda self: True)
         with pytest.raises(UserError, match=rf"layer 0 has NaN .* within batches \d+ to {step}:"):
             train(SmallEncoder(broken_row=row), pairs, **settings)
     assert written == list(range(1, step))
@@ -328,14 +335,14 @@ def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(train, monkeypatch):
     """The last loss is of the weights before the last step."""
-    step = training.LayerTrainer.step
+    step = trainer.LayerTrainer.step
 
     def diverging(self, z):
         step(self, z)
         if self.steps_done == self.n_steps:
             self.sae.b_enc.data[3] = float("inf")
 
-    monkeypatch.setattr(training.LayerTrainer, "step", diverging)
+    monkeypatch.setattr(trainer.LayerTrainer, "step", diverging)
     with pytest.raises(UserError, match="its loss diverged"):
         train()
     assert not list(features.run_path("run").rglob("sae_weights.safetensors"))
@@ -361,7 +368,7 @@ class SinkEncoder(SmallEncoder):
 def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, capsys):
     (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
     encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
-    rows = np.flatnonzero(training.held_out_rows(300, 0))
+    rows = np.flatnonzero(settings_module.held_out_rows(300, 0))
     found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in rows]), [2])
     all_tokens, recorded = found.layers[2][found.mask], found.layers[2][:, 1]
     for tokens, field in ((all_tokens, "fvu"), (recorded, "fvu_recorded")):
@@ -376,14 +383,14 @@ def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, 
 
 def test_tokens_that_are_alike_in_size_are_not_warned_of(train, capsys):
     (run,) = train(layers=[2])
-    assert training.FEW < run.manifest["half_variance_tokens"]["layer2"] <= 0.5
+    assert quality.FEW < run.manifest["half_variance_tokens"]["layer2"] <= 0.5
     assert "hold half" not in capsys.readouterr().out
 
 
 def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     """The fractions too; FVU stays that of the SAE, which is a TopK one."""
     topk, relu = (train(activation=activation, runname=activation)[0] for activation in ("topk", "relu"))
-    held_out = training.held_out_rows(300, 0)
+    held_out = settings_module.held_out_rows(300, 0)
     sae, encoder = TopKSAE.load(relu.path / "layer1"), SmallEncoder()
     items = encoder.collate([encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)])
     active = (sae.pre_acts(encoder.activations(items, [1]).layers[1][:, :3].flatten(0, 1)) > 0).double()
@@ -509,7 +516,7 @@ def test_an_saes_layer_is_the_one_its_hook_or_its_folder_names(train, monkeypatc
     )
     for name, hook in folders.items():
         TopKSAE(8, 24, 2).save(f"many/{name}", {"hook_name": hook} if hook else {})
-    found = lambda: sorted(training.find_saes(Path("many"), SmallEncoder(), None))  # noqa: E731
+    found = lambda: sorted(fit.find_saes(Path("many"), SmallEncoder(), None))  # noqa: E731
     if isinstance(expected, list):
         assert found() == expected
     else:
@@ -579,9 +586,7 @@ def test_a_sample_that_does_not_fit_alone_ends_in_one_line(train, monkeypatch):
         return forward(batch, layers)
 
     encoder.activations = too_large
-    monkeypatch.setattr(
-        training, "save_saes", lambda *args, save=training.save_saes: full.append(1) or save(*args)
-    )
+    monkeypatch.setattr(fit, "save_saes", lambda *args, save=fit.save_saes: full.append(1) or save(*args))
     with pytest.raises(UserError, match="out of memory with one sample: make room"):
         train(encoder)
 
@@ -614,25 +619,25 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus
     for name, value in (("WORLD_SIZE", count), ("LOCAL_RANK", rank)):
         monkeypatch.setenv(name, str(value))
     if expected == "cpu" or (expected.startswith("cuda:") and " " not in expected):
-        assert training.start_processes(asked) == expected
+        assert processes.start_processes(asked) == expected
         assert used["set_device"] == [expected] * (count > 1 and expected != "cpu")
         assert backends == (["gloo" if expected == "cpu" else "nccl"] if count > 1 else [])
     else:
         with pytest.raises(UserError, match=expected):
-            training.start_processes(asked)
+            processes.start_processes(asked)
 
 
 def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {"cuda:1": 77}[device])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: {"cuda:1": "the second"}[device])
     stream = activations.Stream(SmallEncoder(), SmallPairs(5), [0], 0, "cuda:1")
-    work = training.Work(stream, [], np.zeros(5, bool), {}, {}, 60.0, 0.0)
-    found = training.costs(work)
+    work = work_module.Work(stream, [], np.zeros(5, bool), {}, {}, 60.0, 0.0)
+    found = manifest_module.costs(work)
     assert (found["peak_gpu_memory"], found["hardware"], found["device"]) == (77, "the second", "cuda:1")
 
 
 def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train, monkeypatch):
-    monkeypatch.setattr(wrappedmodels, "self_test_on", lambda *arguments: None)  # in full precision
+    monkeypatch.setattr(self_test, "self_test_on", lambda *arguments: None)  # in full precision
     seen = []
 
     class Looking(SmallEncoder):
@@ -651,7 +656,7 @@ def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train, monkey
 
 
 def test_fewer_samples_than_processes_are_refused(train, monkeypatch):
-    monkeypatch.setattr(training, "processes", lambda: 8)
+    monkeypatch.setattr(experiment, "processes", lambda: 8)
     with pytest.raises(
         UserError, match="6 training samples cannot be shared by 8 processes: start at most 6"
     ):
@@ -663,6 +668,6 @@ def test_a_gpu_out_of_memory_says_which_flag_to_lower(train, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training.LayerTrainer, "step", full)
+    monkeypatch.setattr(trainer.LayerTrainer, "step", full)
     with pytest.raises(UserError, match=r"lower --batch_size \(now 16\)"):
         train()

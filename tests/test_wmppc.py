@@ -1,5 +1,6 @@
 """wmppc.py against an independent dense computation and hand-made runs."""
 
+import atexit
 import csv
 import itertools
 import json
@@ -17,10 +18,12 @@ import torch.distributed
 from PIL import Image
 from runs import make_run
 
-import comparison
 import features
-import scores
 import wmppc
+from comparing import comparison, draws, results, scores
+from comparing import reader as reader_module
+from plumbing import processes
+from showing import figures
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +80,7 @@ def test_scores_are_those_of_the_formula():
 def test_the_floor_is_the_score_of_permuted_rows():
     a, b = two_runs()
     forward, backward = wmppc.main(["--source", "A", "--target", "B"])
-    permuted = np.random.default_rng(comparison.FLOOR_SEED).permutation(400)
+    permuted = np.random.default_rng(draws.FLOOR_SEED).permutation(400)
     x, y = a["layer1"], b["layer2"][permuted]
     assert forward.wmppc["last_layer"].floor == pytest.approx(oracle(x, y)[0], abs=1e-6)
     assert backward.wmppc["last_layer"].floor == pytest.approx(oracle(y, x)[0], abs=1e-6)
@@ -125,7 +128,7 @@ def test_json_holds_what_main_returns():
     document = json.loads(Path("pair.json").read_text())
     assert document["n_samples"] == 400
     assert document["dataset"]["name"] == "handmade"
-    assert document["directions"] == comparison.plain([forward, backward])
+    assert document["directions"] == results.plain([forward, backward])
     assert document["directions"][0]["source"] == document["directions"][1]["target"] == "A"
 
 
@@ -155,7 +158,7 @@ def test_a_matrix_is_made_of_the_pairs(capsys):
     rows = list(csv.DictReader(Path("m.csv").read_text().splitlines()))
     row = next(r for r in rows if (r["source"], r["target"], r["metric"]) == ("B", "A", "wmppc"))
     assert float(row["score"]) == alone["B", "A"].wmppc["all_layers"].value
-    assert json.loads(Path("out/m.json").read_text())["directions"] == comparison.plain(list(found))
+    assert json.loads(Path("out/m.json").read_text())["directions"] == results.plain(list(found))
 
 
 def test_each_run_is_read_once(monkeypatch):
@@ -205,7 +208,7 @@ def test_older_scores_are_those_of_their_formulas(capsys):
     a, b = two_runs()
     found = wmppc.main(["--source", "A", "--target", "B", "--metrics", *wmppc.METRICS])[0].scores
     x, y = (list(side.values())[-1].astype(np.float64) for side in (a, b))
-    permuted = y[np.random.default_rng(comparison.FLOOR_SEED).permutation(400)]
+    permuted = y[np.random.default_rng(draws.FLOOR_SEED).permutation(400)]
     for kind, other in (("value", y), ("floor", permuted)):
         centred = [side - side.mean(0) for side in (x, other)]
         z = [side / side.std(0) for side in centred]
@@ -228,7 +231,7 @@ def test_the_scores_and_their_floors_are_the_same_whatever_the_memory(monkeypatc
     held = wmppc.main(["--source", "A", "--target", "B", *metrics])
     for memory in (60_000, 16_000):
         Path("sae_features/A/pairs/B.json").unlink()
-        monkeypatch.setattr(comparison, "free_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(reader_module, "free_memory", lambda memory=memory: memory)
         if memory == 16_000:  # nothing can be held whole
             monkeypatch.setattr(features.Run, "load", None)
         assert wmppc.main(["--source", "A", "--target", "B", *metrics]) == held
@@ -239,23 +242,24 @@ def test_rows_are_read_in_the_floors_order_however_they_are_shared_out(memory, m
     monkeypatch.setattr(features, "PART_ROWS", 16)
     rows = np.arange(1, 101, dtype=np.float32)[:, None]
     run = make_run("A", {"layer0": rows}, part_rows=7)
-    expected = rows[np.random.default_rng(comparison.FLOOR_SEED).permutation(100)].ravel()
+    expected = rows[np.random.default_rng(draws.FLOOR_SEED).permutation(100)].ravel()
     for cuts in ([0, 100], [0, 33, 66, 100]):
         shares = [slice(*cut) for cut in itertools.pairwise(cuts)]
         blocks = [
             block.toarray()
             for share in shares
-            for block in comparison.shuffled_blocks(run, "layer0", share, memory)
+            for block in draws.shuffled_blocks(run, "layer0", share, memory)
         ]
         np.testing.assert_array_equal(np.vstack(blocks).ravel(), expected)
 
 
 TWICE = """
-import sys, comparison, correlation, wmppc
+import sys, wmppc
+from comparing import comparison, reader, streamed
 comparison.read_kept = lambda source, target: None
-correlation.JOINED_ENTRIES = 500
+streamed.JOINED_ENTRIES = 500
 for memory, file in ((1 << 30, "pairs.json"), (32_000, "rows.json")):
-    comparison.free_memory = lambda: memory
+    reader.free_memory = lambda: memory
     wmppc.main([*sys.argv[1:], file])
 """
 
@@ -338,8 +342,8 @@ def test_pictures_are_drawn_and_say_what_they_show():
 
 
 def test_a_heat_map_has_a_number_in_every_cell_and_its_names():
-    _, (space,) = wmppc.panels([(2, 3)])
-    wmppc.heat_map(
+    _, (space,) = figures.panels([(2, 3)])
+    figures.heat_map(
         space, ["a", "b"], ["c", "d", "e"], np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]]), "title"
     )
     assert [text.get_text() for text in space.texts] == ["0.100", "0.200", "0.300", "0.400", "-", "0.600"]
@@ -407,7 +411,7 @@ def test_a_run_that_holds_nan_or_infinity_is_named_with_layer_and_row(value, hel
     else:
         make_run("bad", {"layer0": spoilt}, part_rows=100)
     if held == "streamed":
-        monkeypatch.setattr(comparison, "free_memory", lambda: 16_000)
+        monkeypatch.setattr(reader_module, "free_memory", lambda: 16_000)
     for metrics in (["wmppc"], ["mutual_knn"], ["cka"]):
         line = complaint(capsys, ["--source", "A", "--target", "bad", "--metrics", *metrics])
         assert f"error: run 'bad' holds {value} in layer0, row 217, feature 4" in line
@@ -492,23 +496,23 @@ def cgroup(root, path, files):
 
 def test_a_cgroups_limit_is_the_memory_that_there_is(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
-    assert comparison.cgroup_room(tmp_path) == []  # no Linux
+    assert reader_module.cgroup_room(tmp_path) == []  # no Linux
     (tmp_path / "proc/self/cgroup").write_text("0::/job/step\n5:memory:/old\n3:cpu:/else\n")
     stat = "anon 300\ninactive_file 200\n"
     cgroup(tmp_path, "job/step", {"memory.max": "max\n", "memory.current": "500\n", "memory.stat": stat})
     cgroup(tmp_path, "job", {"memory.max": "1000\n", "memory.current": "500\n", "memory.stat": stat})
     old = {"memory.limit_in_bytes": "400\n", "memory.usage_in_bytes": "600\n", "memory.stat": stat}
     cgroup(tmp_path, "memory/old", old)
-    assert comparison.cgroup_room(tmp_path) == [1000 - 500 + 200, 0]
+    assert reader_module.cgroup_room(tmp_path) == [1000 - 500 + 200, 0]
 
 
 @pytest.mark.parametrize("memory", [None, 8 << 30])
 def test_the_processes_of_a_machine_share_its_memory(memory, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    monkeypatch.setattr(comparison, "add_up", lambda array, how: None)
-    monkeypatch.setattr(comparison, "free_memory", lambda: 16 << 30)
-    assert comparison.Reader(memory).memory == 1 << 30
+    monkeypatch.setattr(processes, "add_up", lambda array, how: None)
+    monkeypatch.setattr(reader_module, "free_memory", lambda: 16 << 30)
+    assert reader_module.Reader(memory).memory == 1 << 30
 
 
 def test_more_processes_than_gpus_take_turns_at_them(monkeypatch):
@@ -520,6 +524,6 @@ def test_more_processes_than_gpus_take_turns_at_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.append(device))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: said.append(backend))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
-    monkeypatch.setattr(comparison.atexit, "register", lambda end: None)
-    assert comparison.team.__wrapped__() == (2, 3)
+    monkeypatch.setattr(atexit, "register", lambda end: None)
+    assert processes.team.__wrapped__() == (2, 3)
     assert said == [0, "gloo"]  # NCCL refuses two processes on one GPU

@@ -18,8 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+import check
 import wrappedmodels
-from wrappedmodels import REGISTRY, UserError, load
+from encoders import from_open_clip, self_test
+from encoders import hub as hub_module
+from plumbing.errors import UserError
+from wrappedmodels import REGISTRY, load
 
 PAPER = [(model, checkpoint) for model, row in REGISTRY.items() for checkpoint in row.checkpoints]
 NAFLEX = "google/siglip2-base-patch16-naflex"
@@ -137,13 +141,16 @@ def test_a_local_folder_gives_the_same_as_the_hub(model, hub, tmp_path):
 def test_clip_takes_openais_weights_a_tag_or_the_only_tag(hub):
     import open_clip
 
-    assert wrappedmodels.open_clip_name("ViT-L/14-quickgelu")[1] == "openai"
-    assert wrappedmodels.open_clip_name("ViT-L-14-quickgelu")[:2] == ("ViT-L-14-quickgelu", "openai")
-    assert wrappedmodels.open_clip_name("ViT-B/32/laion2b_s34b_b79k")[:2] == ("ViT-B-32", "laion2b_s34b_b79k")
-    assert wrappedmodels.open_clip_name("ViT-B-32/laion2b_s34b_b79k")[2] == (
+    assert from_open_clip.open_clip_name("ViT-L/14-quickgelu")[1] == "openai"
+    assert from_open_clip.open_clip_name("ViT-L-14-quickgelu")[:2] == ("ViT-L-14-quickgelu", "openai")
+    assert from_open_clip.open_clip_name("ViT-B/32/laion2b_s34b_b79k")[:2] == (
+        "ViT-B-32",
+        "laion2b_s34b_b79k",
+    )
+    assert from_open_clip.open_clip_name("ViT-B-32/laion2b_s34b_b79k")[2] == (
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     )
-    assert wrappedmodels.open_clip_name("nllb-clip-base")[1] == "v1"
+    assert from_open_clip.open_clip_name("nllb-clip-base")[1] == "v1"
     with offline_hub.tiny_open_clip("ViT-B-32", quick_gelu=False):
         encoder = load("ClipVision", "ViT-B/32")  # OpenAI's weights want quick GELU, whatever the name says
     assert isinstance(encoder.blocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
@@ -647,13 +654,13 @@ def test_a_cut_vocabulary_is_told_by_its_share_of_unknown_tokens(tmp_path, capsy
     words = (tmp_path / "vocab.txt").read_text().split()
     encoder = load("Bert", str(tmp_path))
     assert encoder.unknown_share(["a dog", "a whale"]) == 0.25
-    wrappedmodels.check_words(encoder, ["a dog", "a whale"])
+    self_test.check_words(encoder, ["a dog", "a whale"])
     assert "does not know 25% of the tokens" in capsys.readouterr().err
     (tmp_path / "vocab.txt").write_text("\n".join(words[:8]) + "\n")
     with pytest.raises(
         UserError, match="does not know 75% of the tokens of the captions: is its vocabulary cut"
     ):
-        wrappedmodels.check_words(load("Bert", str(tmp_path)), ["a red dog", "cat"])
+        self_test.check_words(load("Bert", str(tmp_path)), ["a red dog", "cat"])
 
 
 @pytest.mark.parametrize(
@@ -686,7 +693,7 @@ ITEMS = {"image": pictures()[:2], "text": [CAPTIONS[0], CAPTIONS[1]]}
 @pytest.mark.parametrize(("model", "checkpoint"), EACH)
 def test_every_encoder_of_the_table_passes_the_self_test(model, checkpoint, token):
     encoder = load(model, checkpoint, token=token)
-    wrappedmodels.self_test(encoder, ITEMS[encoder.modality], [0, 1])
+    self_test.self_test(encoder, ITEMS[encoder.modality], [0, 1])
 
 
 def spoilt(encoder, spoil):
@@ -712,7 +719,7 @@ def spoilt(encoder, spoil):
 def test_outputs_that_cannot_be_trusted_fail_the_self_test(spoil, said):
     encoder = load("Bert")
     with pytest.raises(UserError) as caught:
-        wrappedmodels.self_test(spoilt(encoder, spoil), ITEMS["text"], [1])
+        self_test.self_test(spoilt(encoder, spoil), ITEMS["text"], [1])
     assert f"{encoder.checkpoint} fails its self-test: " in str(caught.value)
     assert said in str(caught.value)
 
@@ -721,7 +728,7 @@ def test_a_cls_that_is_a_patch_fails_the_self_test():
     encoder = load("SigLIP2Vision")
     encoder.token = "cls"
     with pytest.raises(UserError, match="is not its CLS, which has no place among them; add --token mean"):
-        wrappedmodels.self_test(encoder, ITEMS["image"], [0, 1])
+        self_test.self_test(encoder, ITEMS["image"], [0, 1])
 
 
 def test_blocks_may_be_named_in_any_order_but_once():
@@ -769,7 +776,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_dinov2_has_torch_hubs_names():
-    assert wrappedmodels.DINOV2 == {
+    assert hub_module.DINOV2 == {
         "dinov2_vits14": "facebook/dinov2-small",
         "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",
         "dinov2_vitb14": "facebook/dinov2-base",
@@ -866,7 +873,7 @@ def test_importing_the_registry_is_light():
 
 
 def test_the_table_has_a_line_for_every_row(capsys):
-    wrappedmodels.main([])
+    check.main([])
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["--model", *REGISTRY]
     for line, row in zip(printed[1:], REGISTRY.values(), strict=True):
@@ -875,7 +882,7 @@ def test_the_table_has_a_line_for_every_row(capsys):
 
 
 def test_the_readmes_table_lists_the_papers_checkpoints_and_no_demo(capsys):
-    wrappedmodels.main(["--markdown"])
+    check.main(["--markdown"])
     lines = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split()[1] for line in lines[2:]] == [

@@ -1,0 +1,1 @@
+"""How much of one run's features another has, and which features some runs share."""

@@ -1,0 +1,111 @@
+"""Layers of runs, each read once while they fit into the memory that a process may use."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+import features
+from comparing.codes import ENTRY_BYTES, Codes, ColumnSums
+from comparing.results import Cell
+from plumbing.processes import add_up, processes_here, team
+
+
+class Reader:
+    """The layers of runs, each read once while `memory` bytes hold them; then the longest unused goes.
+
+    `memory` is the whole machine's, by default half of what is free: each of its processes takes its share.
+    """
+
+    def __init__(self, memory: int | None = None):
+        agreed = np.array([float((memory or free_memory() // 2) // processes_here())])
+        add_up(agreed, "MIN")
+        self.memory = max(int(agreed[0]), 1)
+        self._held: dict[tuple[str, str], Codes] = {}
+        self._shape: dict[tuple[str, str], tuple[int, float]] = {}
+        self._sums: dict[tuple[str, str], ColumnSums] = {}
+
+    def shape(self, run: features.Run, layer: str) -> tuple[int, float]:
+        """The layer's number of features, and the bytes that it takes as Codes, by its first block."""
+        if (run.name, layer) not in self._shape:
+            block = next(iter(run.blocks(layer)))
+            entries = block.nnz / max(block.shape[0], 1) * run.n_samples
+            self._shape[run.name, layer] = block.shape[1], entries * ENTRY_BYTES
+        return self._shape[run.name, layer]
+
+    def fits(self, cell: Cell) -> bool:
+        """Whether both layers of the cell can be held at once."""
+        sides = {(cell.source.name, cell.source_layer), (cell.target.name, cell.target_layer)}
+        self.shape(*cell[:2]), self.shape(*cell[2:4])
+        return sum(self._shape[side][1] for side in sides) <= self.memory
+
+    def codes(self, run: features.Run, layer: str) -> Codes:
+        """The whole layer."""
+        key = (run.name, layer)
+        self._held[key] = self._held.pop(key, None) or Codes(run.load(layer))  # the last used stands last
+        while (
+            len(self._held) > 2 and sum(one.stored for one in self._held.values()) * ENTRY_BYTES > self.memory
+        ):
+            del self._held[next(iter(self._held))]
+        return self._held[key]
+
+    def sums(self, run: features.Run, layer: str) -> ColumnSums:
+        """The sums of the layer's features over all rows."""
+        key = (run.name, layer)
+        if key in self._held:
+            return self._held[key].sums()
+        if key not in self._sums:
+            total = ColumnSums.of_nothing(self.shape(run, layer)[0])
+            for block in run.blocks(layer):
+                total += Codes(block).sums()
+            self._sums[key] = total
+        return self._sums[key]
+
+
+def free_memory() -> int:
+    """Bytes that may still be used: of the machine (half of all, where it does not say), and of our cgroups."""
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([free, *cgroup_room()])
+
+
+def cgroup_room(root: Path = Path("/")) -> list[int]:
+    """Bytes left below the memory limit of each cgroup that this process is in: containers and job schedulers
+    set them, and the system's free memory does not heed them.
+    """
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in groups:
+        if controllers in ("", "memory"):  # version 2, and version 1
+            mount = root / "sys/fs/cgroup" / controllers
+            group = mount / path.strip("/")
+            found += [_room(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+    return [room for room in found if room is not None]
+
+
+def _room(group: Path) -> int | None:
+    """Bytes left below one cgroup's limit, what is cached of files counted as free; None without a limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = int((group / limit).read_text()), int((group / used).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+        return max(most - max(now - cached, 0), 0)
+    return None
+
+
+def own_rows(n_samples: int) -> slice:
+    """This process's share of the rows."""
+    rank, world = team()
+    return slice(n_samples * rank // world, n_samples * (rank + 1) // world)

@@ -1,0 +1,81 @@
+"""What a comparison returns: scores with their floors, directions, and the cells of layers to correlate."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import features
+
+DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
+
+
+class Score(NamedTuple):
+    """A score, and `floor`: the same score of the same runs with one side's rows permuted."""
+
+    value: float
+    floor: float
+
+    @staticmethod
+    def of(value: float, floor: float) -> "Score":
+        """Both numbers, the same however the rows were shared out and added up."""
+        return Score(round(float(value), DECIMALS), round(float(floor), DECIMALS))
+
+
+class Direction(NamedTuple):
+    """What one run (`source`) has in another (`target`).
+
+    `scores` are by metric, then by "all_layers" (wmppc and mppc only) and "last_layer"; `layers` holds
+    a Score a cell, the wMPPC of each source layer against each target layer; `live` and `features` count the
+    source's features, by layer.
+    """
+
+    source: str
+    target: str
+    source_layers: list[str]
+    target_layers: list[str]
+    live: list[int]
+    features: list[int]
+    scores: dict[str, dict[str, Score]]
+    layers: list[list[Score]]
+
+    @property
+    def wmppc(self) -> dict[str, Score]:
+        return self.scores["wmppc"]
+
+
+class Cell(NamedTuple):
+    """Two layers to correlate; `shuffled` pairs the source's rows with the target's in a random order."""
+
+    source: features.Run
+    source_layer: str
+    target: features.Run
+    target_layer: str
+    shuffled: bool = False
+
+
+def plain(value: Any) -> Any:
+    """Results as JSON has them: NamedTuples as objects and NaN as null, all the way down."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def axes(directions: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The names of the sources and of the targets, each once, in their order."""
+    return tuple(list(dict.fromkeys(getattr(d, side) for d in directions)) for side in ("source", "target"))
+
+
+def grid(directions: tuple[Any, ...], metric: str, scope: str, kind: str) -> np.ndarray:
+    """A metric's numbers as float64 [source, target]; NaN where there is none."""
+    rows, columns = axes(directions)
+    by_pair = {(d.source, d.target): getattr(d.scores[metric][scope], kind) for d in directions}
+    return np.array([[by_pair[row, column] for column in columns] for row in rows])
+
+
+def number(value: float) -> str:
+    """Three decimals; a dash where there is no score, since no feature of the layer is live."""
+    return "-" if np.isnan(value) else f"{value:.3f}"

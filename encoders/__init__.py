@@ -1,0 +1,1 @@
+"""Encoders of several libraries behind one wrapper."""

@@ -1,0 +1,141 @@
+"""Names of checkpoints: folders, the Hugging Face cache, and the hub where it answers."""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from plumbing.errors import UserError, first_line
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LFS = b"version https://git-lfs"  # how the file begins that Git keeps in place of a large one
+
+
+def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
+    """Call `build` on what is cached; only where that fails and the hub answers, let it download.
+
+    The hub's clients retry a dead network for 20 seconds a file and ask it even for what is cached.
+    An empty `repository` means that nothing can be downloaded.
+    Raises UserError where the name is unknown, neither cached nor reachable, or its files do not load.
+    """
+    from huggingface_hub import constants
+
+    broken = foreign_errors()
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        return build()
+    except broken as error:
+        missing = error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    if not repository:
+        refuse_pointers(name.removeprefix("local-dir:"))
+        raise UserError(f"{name!r} cannot be loaded: {first_line(missing)}") from missing
+    reach(name, repository, offline, missing)
+    try:
+        return build()
+    except broken as error:
+        raise UserError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def foreign_errors() -> tuple[type[Exception], ...]:
+    """What a library raises on files that it cannot use: damaged, of another version, or of a missing package."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_values = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+    return (*of_values, AssertionError, ImportError, SafetensorError, UnpicklingError, StrictDataclassError)
+
+
+class UnknownName(UserError):
+    """A name that is neither a folder, nor cached, nor found on the hub; `hint` says what to do besides."""
+
+    def __init__(self, name: str, message: str, hint: str):
+        super().__init__(f"{message}; {hint}")
+        self.name, self.message, self.hint = name, message, hint
+
+
+def reach(name: str, repository: str, offline: bool, missing: Exception):
+    """Ask the hub once, for at most five seconds, whether it has `repository`; UserError where it has not."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    fetch = f"fetch it where there is a network with `hf download {repository}`"
+    if offline:
+        # what is merely absent the libraries raise as one of these; else a file is there and does not load
+        cause = "" if isinstance(missing, OSError | RuntimeError) else f" ({first_line(missing)})"
+        raise UnknownName(
+            name, f"{name!r} is not in the Hugging Face cache{cause} and HF_HUB_OFFLINE is set", fetch
+        )
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5)
+    except EntryNotFoundError:
+        return  # the repository is there, and keeps its configuration under another name
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UnknownName(
+            name,
+            f"{name!r} is neither a folder nor a model that the Hugging Face hub shows you",
+            "for a private or gated one run `hf auth login`",
+        ) from error
+    except Exception as error:  # whatever the network raised
+        raise UnknownName(
+            name,
+            f"{name!r} is not in the Hugging Face cache and the hub does not answer ({first_line(error)})",
+            fetch,
+        ) from error
+
+
+def refuse_pointers(folder: str, patterns: tuple[str, ...] = ("*",)):
+    """UserError where a folder holds a pointer of Git LFS in place of a file of one of these names."""
+    for file in (
+        file for pattern in patterns for file in sorted(Path(folder).glob(pattern)) if file.is_file()
+    ):
+        with file.open("rb") as opened:
+            if opened.read(len(LFS)) == LFS:
+                raise UserError(f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in {folder}")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without the libraries' remarks on weights that nothing reads; what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def hub_commit(repository: str) -> str:
+    """The commit at which a repository of the hub lies in the cache, or ''."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "open_clip_config.json"):
+        with contextlib.suppress(ValueError):  # no repository's name
+            found = try_to_load_from_cache(repository, file)
+            if isinstance(found, str):
+                return Path(found).parent.name
+    return ""
+
+
+def local_folder(name: str) -> str:
+    """The folder that `name` (perhaps with `local-dir:`) is, seen from here or from the repository; or ''."""
+    path = name.removeprefix("local-dir:").replace(
+        "demo/encoders/", "toyworld/weights/"
+    )  # as old runs name it
+    folder = next((folder for folder in (Path(path), ROOT / path) if folder.is_dir()), None)
+    if folder is None and name != path:
+        raise UserError(f"there is no folder {path!r}; write local-dir:FOLDER of an open_clip model")
+    return str(folder or "")
+
+
+# torch.hub's names of DINOv2, without torch.hub: it runs code from the network.
+DINOV2 = {
+    f"dinov2_vit{letter}14{suffix}": f"facebook/dinov2-{'with-registers-' if suffix else ''}{size}"
+    for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant"))
+    for suffix in ("", "_reg")
+}

@@ -1,0 +1,55 @@
+"""One item to tensors, and which tokens of a batch count."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Bool
+
+
+def transformed(transform: Callable, picture: Any) -> dict:
+    """One picture through a torchvision transform."""
+    return {"pixel_values": transform(picture.convert("RGB"))}
+
+
+def words(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding."""
+    return batch["input_ids"] != padding
+
+
+def words_and_last(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding, and at the last, which is the one that is pooled."""
+    mask = words(padding, batch)
+    mask[:, -1] = True
+    return mask
+
+
+def words_and_one_more(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+    """True at every token that is no padding, and at one that the model appends."""
+    from torch.nn.functional import pad
+
+    return pad(words(padding, batch), (0, 1), value=True)
+
+
+def as_text(special: list[str], caption: str) -> str:
+    """A caption whose spelled special tokens ("[SEP]") are read as text: a space breaks them up."""
+    names = [re.escape(token) for token in special if len(token) > 2 and token.lower() in caption.lower()]
+    if not names:
+        return caption
+    return re.sub(
+        "|".join(names), lambda found: f"{found[0][0]} {found[0][1:]}", caption, flags=re.IGNORECASE
+    )
+
+
+def sample_item(modality: str, short: bool = False) -> Any:
+    """One item to try an encoder on: a picture of shades, a caption, or a second of a tone at 48 kHz."""
+    import numpy as np
+    from PIL import Image
+
+    if modality == "text":
+        return "A dog." if short else "Two cats asleep on a pink couch."
+    if modality == "audio":
+        pitch, length = (660, 24_000) if short else (440, 48_000)
+        return np.sin(np.arange(length, dtype=np.float32) * (2 * np.pi * pitch / 48_000)), 48_000
+    shades = [Image.radial_gradient("L"), Image.linear_gradient("L"), Image.new("L", (256, 256))]
+    return Image.merge("RGB", shades[::-1] if short else shades)

@@ -1,0 +1,143 @@
+"""Before hours are spent: does an encoder give tokens that can be trusted?"""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Float
+
+from encoders.hub import foreign_errors
+from encoders.wrapper import Activations
+from plumbing.errors import UserError, first_line
+
+OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
+
+OTHER_ENCODER = "choose another encoder"
+
+SAME = 5e-4  # how far a recorded token may move with its batch mates, relative to its norm
+
+UNKNOWN = 0.5  # the share of unknown tokens above which a tokenizer is not the one of these captions
+
+
+def self_test(encoder: Any, items: list, layers: list[int]):
+    """Run one item alone and beside another, and refuse an encoder whose recorded tokens cannot be trusted.
+
+    Raises UserError, which says what is wrong and what could be done.
+    """
+    with runs(encoder.checkpoint):
+        batches = [
+            encoder.collate([encoder.preprocess(item) for item in chosen]) for chosen in (items[:1], items)
+        ]
+        alone, beside = (encoder.activations(batch, layers) for batch in batches)
+        checks = faults_of_form(encoder, beside), faults_of_batches(alone, beside)
+        fault = next(itertools.chain(*checks, faults_of_token(encoder, items, beside)), None)
+    if fault:
+        raise UserError(f"{encoder.checkpoint} fails its self-test: {fault}")
+
+
+def self_test_on(encoder: Any, pairs: Any, layers: list[int]):
+    """The self-test on two items of a data set, of captions a short and a long one whose words are known."""
+    items = first_items(encoder.modality, pairs)
+    if encoder.modality == "text":
+        check_words(encoder, items)
+        items = sorted(dict.fromkeys(items), key=len)
+        items = items[:1] + items[1:][-1:]
+    self_test(encoder, items, layers)
+
+
+def first_items(modality: str, pairs: Any) -> list:
+    """The captions of the first 64 rows, or the first picture (or sound) and the next that is another."""
+    if modality == "text":
+        return [caption for row in range(min(64, len(pairs))) for caption in pairs.items(row, modality)]
+    (first,) = pairs.items(0, modality)
+    others = (item for row in range(1, min(64, len(pairs))) for item in pairs.items(row, modality))
+    return [first, *itertools.islice((item for item in others if not alike(first, item)), 1)]
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two pictures, or two sounds, are the same."""
+    import numpy as np
+
+    return np.array_equal(one[0], other[0]) if isinstance(one, tuple) else one == other
+
+
+def check_words(encoder: Any, captions: list[str]):
+    """Say the share of unknown tokens where it is a tenth, and refuse an encoder that cannot read half of them."""
+    share = encoder.unknown_share(captions)
+    said = f"the tokenizer of {encoder.checkpoint} does not know {share:.0%} of the tokens of the captions"
+    if share > UNKNOWN:
+        raise UserError(f"{said}: is its vocabulary cut, or of another language?")
+    if share > 0.1:
+        print(said, file=sys.stderr)
+
+
+def faults_of_form(encoder: Any, found: Activations) -> Iterator[str]:
+    """Outputs that are not one finite vector of the declared width for each token of the mask."""
+    for layer, tokens in found.layers.items():
+        width = tokens.shape[2]
+        if tokens.shape[:2] != found.mask.shape:
+            yield f"layer {layer} puts out {tokens.shape[1]} tokens where {found.mask.shape[1]} are expected; {OTHER_BLOCKS}"
+        elif encoder.widths and width not in encoder.widths:
+            declared = ", ".join(map(str, sorted(encoder.widths)))
+            yield f"layer {layer} puts out vectors of {width} where the model declares {declared}; {OTHER_BLOCKS}"
+        elif not tokens[found.mask].isfinite().all():
+            yield f"layer {layer} puts out numbers that are not finite; {OTHER_BLOCKS}"
+
+
+def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
+    """An item that has other tokens, or another recorded one, beside another item than alone."""
+    counts = [int(found.mask[0].sum()) for found in (alone, beside)]
+    if counts[0] != counts[1]:
+        yield f"an item has {counts[0]} tokens alone and {counts[1]} beside another; {OTHER_ENCODER}"
+    for layer in alone.layers:
+        before, after = (recorded(found, layer)[0] for found in (alone, beside))
+        moved = float((after - before).norm() / before.norm().clamp_min(1e-30))
+        if moved > SAME:
+            yield f"an item's recorded token moves by {moved:.1%} beside another item, in layer {layer}; {OTHER_ENCODER}"
+
+
+def faults_of_token(encoder: Any, items: list, found: Activations) -> Iterator[str]:
+    """A CLS that is no token of its own, or a recorded token that says nothing of its item."""
+    if encoder.token == "first":  # asked for, so that the original's numbers can be checked
+        return
+    if encoder.token == "cls" and not has_cls(encoder, items[0]):
+        yield "the first token of its blocks is not its CLS, which has no place among them; add --token mean"
+    for layer in found.layers if len(items) > 1 else ():
+        one, other = recorded(found, layer)
+        if (one - other).norm() <= 1e-6 * one.norm():
+            yield f"two different items have the same recorded token in layer {layer}; add --token mean"
+
+
+def has_cls(encoder: Any, item: Any) -> bool:
+    """Whether the first token is the same for an item and its opposite, as they go into the first block."""
+    batch = encoder.collate([encoder.preprocess(each) for each in (item, opposite(item))])
+    tokens = encoder.first_input(batch)
+    return tokens is not None and bool((tokens[0, 0] == tokens[1, 0]).all())
+
+
+def opposite(item: Any) -> Any:
+    """A caption backwards; a picture's negative: no part of it is the same."""
+    from PIL import ImageOps
+
+    return item[::-1] if isinstance(item, str) else ImageOps.invert(item.convert("RGB"))
+
+
+def recorded(found: Activations, layer: int) -> Float[Any, "sample d_in"]:
+    """What is recorded of each item: a token, or the mean of several."""
+    chosen = found.layers[layer].masked_fill(found.pool[:, :, None] == 0, 0)  # padding may be NaN
+    return (found.pool[:, :, None] * chosen).sum(1)
+
+
+@contextlib.contextmanager
+def runs(checkpoint: str):
+    """Turn what a library raises while it runs an encoder for the first time into a UserError."""
+    import torch
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except foreign_errors() as error:
+        raise UserError(f"{checkpoint} cannot be run on one item: {first_line(error)}") from error

@@ -1,0 +1,1 @@
+"""What every room stands on: command line, processes, threads, files, errors."""

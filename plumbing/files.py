@@ -1,0 +1,117 @@
+"""Files that are written whole or not at all, and that outlast a power cut once they are."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plumbing.errors import UserError
+
+TEMPORARY = (".*.tmp*", ".tmp*")  # what a killed process may leave: our own names, and safetensors'
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def beside(path: Path) -> Path:
+    """The temporary name that a file is written under."""
+    return path.with_name(f".{path.name}.tmp{path.suffix}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what was written there becomes `path` in one step, or not at all.
+
+    A link stays and the file that it names is replaced; a pipe or a device is written to directly.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = beside(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str):
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path):
+    """Return when a file's content, or a folder's list of entries, would outlast a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does not sync folders
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path):
+    """Make a folder and those above it, where they are missing, so that they outlast a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def check_writable(path: Path):
+    """Raise OSError where `replacing` could not write a file."""
+    path = Path(os.path.realpath(path))
+    if not path.exists() or path.is_file():
+        beside(path).touch()
+        beside(path).unlink(missing_ok=True)
+
+
+def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
+    """Write what a killed command resumes from: a JSON header and named torch tensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(file) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"header": json.dumps(header)})
+        except SafetensorError as error:  # which tells the system's error in words only
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
+
+
+def read_header(file: Path) -> dict[str, Any] | None:
+    """The header that `write_state` wrote, without the tensors; None where there is no file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as state:
+            return json.loads(state.metadata()["header"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): add --overwrite to start afresh, or choose another --runname"
+        ) from error
+
+
+def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The header and the tensors that `write_state` wrote, or None where there are none."""
+    from safetensors.torch import load_file
+
+    header = read_header(file)  # refuses a file that is cut, too
+    return None if header is None else (header, load_file(file))

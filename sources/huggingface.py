@@ -1,0 +1,158 @@
+"""Data sets of the Hugging Face hub, of a local folder, or of one file."""
+
+import functools
+import glob
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from plumbing.errors import UserError
+from sources.opened import Opened, Sample, _file_bytes, _files_below, _reason, _say, _texts
+
+TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
+
+
+def open_hf(
+    location: str,
+    split: str | None = None,
+    subset: str | None = None,
+    image_column: str = "image",
+    text_column: str | None = None,
+    id_column: str | None = None,
+) -> Opened:
+    """Any Hugging Face data set of pictures and texts, from the hub or a local folder or file.
+
+    NAME is one on the hub, a folder that `load_dataset` or `save_to_disk` knows, or a .parquet, .arrow,
+    .jsonl or .csv file. Rows are in its order; the ids are `id_column` ("id" if there is one; "none" for row
+    numbers).
+    """
+    dataset = _one_split(_load_hf(location, subset, split), location)
+    columns = dataset.column_names
+    text_column = text_column or next((name for name in TEXT_COLUMNS if name in columns), TEXT_COLUMNS[0])
+    id_column = id_column or ("id" if "id" in columns else "none")
+    _require_column(location, columns, image_column, "image")
+    _require_column(location, columns, text_column, "text")
+    ids = [str(row) for row in range(len(dataset))]
+    if id_column != "none":
+        _require_column(location, columns, id_column, "id")
+        ids = [str(name) for name in _hf_column(dataset, id_column, location)]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise UserError(
+            f"column {id_column!r} of {location!r} has {twice!r} twice; --id_column none numbers the rows"
+        )
+    captions = _hf_captions(dataset, text_column, location)
+    read = functools.partial(_hf_bytes, _undecoded(dataset, image_column, location), image_column)
+    samples = [
+        Sample(name, f"{image_column} {row}", texts, row)
+        for row, (name, texts) in enumerate(zip(ids, captions, strict=True))
+        if texts
+    ]
+    if len(samples) < len(ids):
+        _say(f"hf: {len(ids) - len(samples)} of {len(ids)} rows have no caption and are left out")
+    name = Path(location).stem if Path(location).is_file() else Path(location).name
+    files = _files_below(location) + [file["filename"] for file in dataset.cache_files]
+    return Opened(name, samples, read, None, version=dataset._fingerprint, files=files)
+
+
+def _load_hf(name: str, subset: str | None, split: str | None) -> Any:
+    import datasets
+
+    path = Path(name)
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.is_dir() and not saved and glob.escape(name) != name:
+        raise UserError(f"{name!r}: of a folder whose name holds [, * or ?, no file is found; rename it")
+    try:
+        if saved:
+            return _of_split(datasets.load_from_disk(name), split)
+        if path.is_file():
+            reader, options = _hf_reader(path)
+            return datasets.load_dataset(reader, data_files=glob.escape(name), split=split, **options)
+        return datasets.load_dataset(name, subset, split=split)
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as why:
+        raise UserError(
+            f"Hugging Face data set {name!r} (subset {subset}, split {split}) cannot be opened "
+            f"({_reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
+            "a network"
+        ) from why
+
+
+def _hf_reader(path: Path) -> tuple[str, dict[str, Any]]:
+    """The reader of a file by its suffix, and the reader's options; "NA" and "None" are captions too."""
+    tables = {".csv": {"keep_default_na": False}, ".tsv": {"keep_default_na": False, "sep": "\t"}}
+    readers = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"} | dict.fromkeys(tables, "csv")
+    if path.suffix not in readers:
+        raise UserError(f"{str(path)!r} is of no kind that hf: reads; name a folder, or {', '.join(readers)}")
+    return readers[path.suffix], tables.get(path.suffix, {})
+
+
+def _of_split(saved: Any, split: str | None) -> Any:
+    """A part of what `save_to_disk` wrote: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
+    import datasets
+
+    if split is None:
+        return saved
+    saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    lengths = {name: len(rows) for name, rows in saved.items()}
+    spans = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return datasets.concatenate_datasets(
+        [saved[span.splitname].select(range(span.from_ or 0, span.to or 0)) for span in spans]
+    )
+
+
+def _one_split(loaded: Any, name: str) -> Any:
+    if not isinstance(loaded, dict):
+        return loaded
+    if len(loaded) > 1:
+        raise UserError(f"{name!r} has several splits; type --split with one of: {', '.join(loaded)}")
+    return next(iter(loaded.values()))
+
+
+def _require_column(name: str, columns: list[str], column: str, role: str):
+    if column not in columns:
+        raise UserError(
+            f"{name!r} has no column {column!r}; its columns are: {', '.join(columns)}; "
+            f"type --{role}_column with the {role}'s"
+        )
+
+
+def _hf_column(dataset: Any, column: str, name: str) -> list[Any]:
+    try:
+        return dataset.select_columns([column])[:][column]
+    except ValueError as why:  # Arrow does not check that its texts are UTF-8
+        raise UserError(f"column {column!r} of {name!r} cannot be read ({_reason(why)})") from why
+
+
+def _hf_captions(dataset: Any, column: str, name: str) -> list[list[str] | None]:
+    values = _hf_column(dataset, column, name)
+    captions = [_texts(value) for value in values]
+    for row, value in enumerate(values):
+        if captions[row] is None and value is not None:
+            raise UserError(
+                f"row {row} of column {column!r} of {name!r} is no text; type --text_column with the text's"
+            )
+    return captions
+
+
+def _undecoded(dataset: Any, column: str, name: str) -> Any:
+    """The picture column alone, as encoded bytes: `decode` treats all data sets alike."""
+    import datasets
+
+    kind, dataset = dataset.features[column], dataset.select_columns([column])
+    if isinstance(kind, datasets.Image):
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    binary = ("binary", "large_binary")
+    if getattr(kind, "dtype", None) not in binary and not (isinstance(kind, dict) and "bytes" in kind):
+        raise UserError(
+            f"column {column!r} of {name!r} holds {kind}, not pictures; type --image_column with theirs"
+        )
+    return dataset
+
+
+def _hf_bytes(dataset: Any, column: str, row: int) -> bytes:
+    content = dataset[row][column]
+    if isinstance(content, dict):
+        content = _file_bytes(content["path"]) if content["bytes"] is None else content["bytes"]
+    if content is None:
+        raise ValueError("the row has no picture")
+    return content

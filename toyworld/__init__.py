@@ -1,0 +1,1 @@
+"""The demo's world: scenes drawn from known factors, and small encoders trained on them."""

@@ -1,0 +1,162 @@
+"""The end of a run: samples, training curve, and run.json, which makes it whole."""
+
+import importlib.metadata
+import math
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+import features
+from plumbing import files
+from plumbing.processes import processes
+from training.quality import FEW, Scores
+from training.work import Work
+
+
+def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cost: dict) -> features.Run:
+    """Write a job's samples, its training curve and its manifest, which makes the run whole."""
+    (folder, settings), encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
+    names = {layer: f"layer{layer}" for layer in work.stream.layers}
+    rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in pairs.samples]
+    features.write_samples(folder, rows)
+    own = slice(number * len(names), (number + 1) * len(names))
+    if history:
+        curve = [(step, found[own]) for step, found in history]
+        draw_curve(folder / "training_curve.png", list(names.values()), curve)
+    manifest = {
+        "encoder": {
+            "model": encoder.model,
+            "checkpoint": encoder.checkpoint,
+            "modality": encoder.modality,
+            "blocks": work.identity["blocks"],
+            "random_weights": work.identity["random_weights"],
+        },
+        "layers": list(names.values()),
+        "n_samples": len(pairs),
+        "dataset": {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": pairs.source},
+        "unreadable": pairs.unreadable,
+        "token": settings.token,
+        "activation": settings.activation,
+        "sae": {
+            names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
+        },
+        "training": {
+            key: value
+            for key, value in settings._asdict().items()
+            if not settings.sae or key in ("sae", "data_seed")
+        },
+        "evaluated_samples": int(work.judged().sum()),
+        "held_out": bool(work.held_out.any()) and not settings.sae,
+        **{
+            field: {names[layer]: finite(getattr(score, field)) for layer, score in scores.items()}
+            for field in Scores._fields
+        },
+        **cost,
+        "command": work.command,
+    }
+    return features.finish_run(folder, manifest)
+
+
+def finite(number: float) -> float | None:
+    """JSON has no NaN."""
+    return number if math.isfinite(number) else None
+
+
+def costs(work: Work) -> dict[str, Any]:
+    """Seconds, samples per second, peak memory in bytes (of the process that took most), hardware, versions."""
+    seconds = time.monotonic() - work.started
+    device = work.stream.device if work.stream.device.startswith("cuda") else None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
+    return {
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
+        "peak_memory": highest(work, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit),
+        "peak_gpu_memory": highest(work, torch.cuda.max_memory_allocated(device)) if device else None,
+        "device": work.stream.device,
+        "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "processes": processes(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def cautions(manifest: dict[str, Any]) -> list[str]:
+    """What a reader of the scores should know of some layers, a line each."""
+    lines = []
+    for field, tokens in (("fvu", "all tokens"), ("fvu_recorded", "the recorded tokens")):
+        if bad := [layer for layer, fvu in manifest[field].items() if (fvu or 0) > 1]:
+            cause = (
+                "is --sae of this encoder and these layers?" if manifest["training"]["sae"] else "lower --lr"
+            )
+            lines.append(
+                f"{', '.join(bad)}: an FVU of {tokens} above 1 is worse than their mean: "
+                + (cause if field == "fvu" else "the SAE does not fit what is recorded")
+            )
+    for layer, share in manifest["half_variance_tokens"].items():
+        if share is not None and share < FEW:
+            lines.append(
+                f"{layer}: {share:.2%} of the tokens hold half of the variance, so that FVU tells of these few; "
+                "see FVU rec"
+            )
+    return lines
+
+
+def highest(work: Work, number: int) -> int:
+    """The largest of all processes' numbers."""
+    if not torch.distributed.is_initialized():
+        return number
+    found = torch.tensor(number, device=work.stream.device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def table(recorded: features.Run) -> str:
+    """The run's scores by layer, and what it cost, for a person."""
+    manifest = recorded.manifest
+    head = f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'FVU rec':>7} {'L0':>7} {'dead':>7} {'dense':>7}"
+    lines = [head]
+    for layer in recorded.layers:
+        scores = Scores(**{field: manifest[field][layer] for field in Scores._fields})
+        fits = " ".join(f"{'-':>7}" if fvu is None else f"{fvu:7.3f}" for fvu in scores[:2])
+        width = manifest["sae"][layer]["d_sae"]
+        fractions = f"{scores.dead_fraction:7.3f} {scores.dense_fraction:7.3f}"
+        lines.append(f"{layer:<8} {width:>7} {fits} {scores.l0:7.1f} {fractions}")
+    kind = "held-out samples" if manifest["held_out"] else "samples, which it was trained on too"
+    if manifest["training"]["sae"]:
+        kind = "samples, which --sae may have been trained on"
+    lines.append(f"scores on {manifest['evaluated_samples']} {kind}; FVU rec: of the recorded tokens alone")
+    lines += cautions(manifest)
+    memory = manifest["peak_gpu_memory"] or manifest["peak_memory"]
+    lines.append(
+        f"run {recorded.name}: {recorded.n_samples} samples of {manifest['dataset']['name']}, "
+        f"{manifest['seconds']:.0f} s ({manifest['samples_per_second']:.0f} samples a second), "
+        f"{memory / 2**30:.1f} GiB on {manifest['hardware']}; in {recorded.path}/"
+    )
+    return "\n".join(lines)
+
+
+def draw_curve(file: Path, layers: list[str], history: list):
+    """FVU and dead fraction over the training steps, a line a layer."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colour = matplotlib.colormaps["viridis"]
+    figure = Figure(figsize=(9, 3.5), layout="constrained", dpi=150)
+    steps = [step for step, _ in history]
+    for axes, field, title in zip(figure.subplots(1, 2), (1, 2), ("FVU", "dead fraction"), strict=True):
+        for i, layer in enumerate(layers):
+            shade = 0.85 * i / max(1, len(layers) - 1)
+            values = [found[i][field] for _, found in history]
+            axes.plot(steps, values, "." * (len(steps) < 10) + "-", color=colour(shade), label=layer)
+        axes.set(xlabel="step", title=f"{title} in training", ylim=(0, None))
+    axes.legend(fontsize=7, ncols=1 + len(layers) // 13)
+    with files.replacing(file) as temporary:
+        figure.savefig(temporary, metadata={"Software": None})

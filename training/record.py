@@ -1,0 +1,237 @@
+"""Write every sample's features in row order, and sum up how good the SAEs are on the held-out rows."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.distributed
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+import features
+from plumbing.errors import UserError
+from plumbing.processes import process, processes
+from sae import TopKSAE
+from sae_kernels import keep_largest
+from training.activations import Batch, Stream, tensor_cores
+from training.quality import Quality, Scores
+from training.resume import drop_training, restore_recording, save_recording
+from training.token_cache import RecordedTokens
+from training.work import Qualities, Work
+
+RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
+
+RECORD_TOKENS = 1024  # kept tokens that are encoded by an SAE at once
+
+
+def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[dict[int, Scores]]:
+    """Write every sample's features in row order; returns each job's scores by layer on the held-out samples."""
+    n_samples = len(work.stream.pairs)
+    qualities = [
+        {layer: Quality(sae.b_dec.detach(), sae.d_sae) for layer, sae in one.items()} for one in saes
+    ]
+    done = restore_recording(work, qualities, history)
+    drop_training(work)
+    own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
+    kept = None
+    if work.tokens_file().exists():
+        kept = RecordedTokens(
+            work.tokens_file(), n_samples, {layer: sae.d_in for layer, sae in saes[0].items()}
+        )
+    present = kept.present() & ~work.judged() if kept else np.zeros(n_samples, dtype=bool)
+    plans = plan_parts(work, own[done:], present)
+    batches = encode_all(work.stream, [rows for plan in plans for rows in plan.batches])
+    progress = tqdm(desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=process() > 0)
+    for plan in plans:
+        blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
+        missing = sum(map(len, plan.batches))
+        while missing:
+            batch = next(batches)
+            record_batch(work, batch, saes, qualities, blocks)
+            missing -= len(batch.rows)
+            progress.update(len(batch.rows))
+        for rows in plan.kept:
+            record_kept(work, kept.read(rows), rows, saes, blocks)
+            progress.update(len(rows))
+        write_parts(work, blocks, plan)
+        done += 1
+        save_recording(work, qualities, history, done)
+    progress.close()
+    if kept:
+        kept.close()
+    return total_scores(qualities)
+
+
+class PartPlan(NamedTuple):
+    """How the rows of a part file are come by: batches to encode, and rows whose tokens were kept."""
+
+    part: int
+    batches: list[list[int]]
+    kept: list[list[int]]
+
+    def order(self) -> Int[np.ndarray, " row"]:
+        """Puts what comes batch by batch, then kept, into the order of the rows."""
+        return np.argsort([row for rows in (*self.batches, *self.kept) for row in rows])
+
+    def n_rows(self) -> int:
+        """How many there are."""
+        return sum(map(len, (*self.batches, *self.kept)))
+
+
+def plan_parts(work: Work, parts: list[int], present: Bool[np.ndarray, " sample"]) -> list[PartPlan]:
+    """The plans of some part files, given of which rows the recorded tokens were kept."""
+    size = max(work.jobs[0].settings.batch_size, RECORD_BATCH)
+    plans = []
+    for part in parts:
+        rows = np.arange(part * features.PART_ROWS, min((part + 1) * features.PART_ROWS, len(present)))
+        missing, kept = rows[~present[rows]].tolist(), rows[present[rows]].tolist()
+        cut = lambda whole, step: [whole[i : i + step] for i in range(0, len(whole), step)]  # noqa: E731
+        plans.append(PartPlan(part, cut(missing, size), cut(kept, RECORD_TOKENS)))
+    return plans
+
+
+def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Batch]:
+    """Batches of all rows of `plan`, in its order; from where the GPU's memory is too small, in halves."""
+    while plan:
+        done = 0
+        try:
+            for batch in stream.batches(plan):
+                yield batch
+                del batch  # before the next one needs its room
+                done += 1
+            return
+        except torch.cuda.OutOfMemoryError:
+            if len(plan[done]) == 1:
+                raise UserError(
+                    "the GPU is out of memory with one sample: make room on it and give the same command again, "
+                    "it goes on"
+                ) from None
+        torch.cuda.empty_cache()
+        half = math.ceil(max(map(len, plan[done:])) / 2)
+        print(f"the GPU is out of memory: going on with {half} samples at once", file=sys.stderr)
+        plan = [rows[i : i + half] for rows in plan[done:] for i in range(0, len(rows), half)]
+
+
+def in_halves(compute: Callable, chosen: Tensor) -> list:
+    """compute(chosen), or of its halves, quarters, … where the GPU's memory is too small; the results in order."""
+    try:
+        return [compute(chosen)]
+    except torch.cuda.OutOfMemoryError:
+        if len(chosen) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(chosen) // 2
+    return in_halves(compute, chosen[:half]) + in_halves(compute, chosen[half:])
+
+
+def record_batch(work: Work, batch: Batch, saes: list, qualities: Qualities, blocks: list):
+    """Add a batch's features to `blocks`, and the tokens of its held-out samples to the scores."""
+    judged = torch.from_numpy(work.judged()[batch.rows]).to(batch.mask.device)
+    chosen = batch.real_tokens(judged[batch.row_of_item])
+    pooling = Pooling(batch)
+    check_activations(work, batch, (batch.pool > 0) | (batch.mask & judged[batch.row_of_item][:, None]))
+    for number, job in enumerate(work.jobs):
+        for layer, sae in saes[number].items():
+            blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
+            if len(chosen):
+                evaluate(qualities[number][layer], sae, batch, layer, chosen, job.settings.activation)
+
+
+def record_kept(
+    work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], rows: list[int], saes: list, blocks: list
+):
+    """Add the features of rows whose recorded tokens were kept to `blocks`."""
+    for layer, found in tokens.items():
+        refuse_row(work, layer, rows, ~found.isfinite().all(1))
+    for number, job in enumerate(work.jobs):
+        for layer, sae in saes[number].items():
+            own, activation = tokens[layer].to(work.stream.device), job.settings.activation
+            blocks[number][layer] += in_halves(partial(codes, sae=sae, activation=activation), own)
+
+
+def check_activations(work: Work, batch: Batch, wanted: Bool[Tensor, "item token"]):
+    """Refuse NaN and infinity among the wanted tokens, which are recorded or judged."""
+    for layer, tokens in batch.layers.items():
+        bad = (wanted & ~tokens.isfinite().all(-1)).any(1)
+        refuse_row(work, layer, [batch.rows[i] for i in batch.row_of_item.tolist()], bad)
+
+
+def refuse_row(work: Work, layer: int, rows: list[int], bad: Bool[Tensor, " item"]):
+    """Stop at the first bad item, if there is one; `rows` are those of the items."""
+    if bad.any():
+        row = rows[int(bad.nonzero()[0])]
+        raise UserError(
+            f"layer {layer} gives NaN or infinite activations for row {row} ({work.stream.pairs.samples[row].id}): "
+            "leave the layer out with --layers, or look at that sample"
+        )
+
+
+@tensor_cores()
+@torch.no_grad()
+def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
+    """The code of each token, CSR float32 [token, d_sae]."""
+    if activation == "relu":
+        return scipy.sparse.csr_array(sae.pre_acts(tokens).relu().cpu().numpy())
+    values, latents = (part.cpu().numpy() for part in sae.encode_topk(tokens))
+    ends = np.arange(0, values.size + 1, sae.k)
+    found = scipy.sparse.csr_array((values.ravel(), latents.ravel(), ends), shape=(len(tokens), sae.d_sae))
+    found.eliminate_zeros()
+    return found
+
+
+class Pooling:
+    """From tokens' codes to rows' features: the weighted mean of the codes of each row's recorded tokens."""
+
+    def __init__(self, batch: Batch):
+        self.chosen, rows = batch.recorded_tokens()
+        rows = rows.cpu().numpy()
+        items = np.bincount(batch.row_of_item.cpu().numpy(), minlength=len(batch.rows)).astype(np.float32)
+        shares = batch.pool.flatten()[self.chosen].cpu().numpy().astype(np.float32) / items[rows]
+        columns = np.arange(len(rows))
+        self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(batch.rows), len(rows)))
+
+    def features(self, batch: Batch, layer: int, sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
+        """A batch's features [row, d_sae], CSR float32."""
+        found = in_halves(lambda chosen: codes(batch.flat(layer, chosen), sae, activation), self.chosen)
+        return scipy.sparse.csr_array(self.mean @ scipy.sparse.vstack(found, format="csr"))
+
+
+def evaluate(
+    quality: Quality, sae: TopKSAE, batch: Batch, layer: int, chosen: Int[Tensor, " chosen"], activation: str
+):
+    """Add tokens to an SAE's scores: its TopK reconstruction, and the firings of the codes that are recorded."""
+
+    @tensor_cores()
+    @torch.no_grad()
+    def add(chosen: Int[Tensor, " chosen"]):
+        tokens = batch.flat(layer, chosen)
+        pre_acts = sae.pre_acts(tokens)
+        feature_acts = keep_largest(pre_acts, sae.k)
+        firings = ((pre_acts if activation == "relu" else feature_acts) > 0).sum(0).double()
+        quality.update(tokens, sae.decode(feature_acts), firings, batch.pool.flatten()[chosen] > 0)
+
+    in_halves(add, chosen)
+
+
+def write_parts(work: Work, blocks: list[dict[int, list]], plan: PartPlan):
+    """Write one part file of every layer of every job."""
+    order = plan.order()
+    for job, layers in zip(work.jobs, blocks, strict=True):
+        for layer, rows in layers.items():
+            whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))[order]
+            features.write_part(job.folder, f"layer{layer}", plan.part, whole)
+
+
+def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:
+    """The scores over all processes' rows."""
+    if torch.distributed.is_initialized():
+        for quality in (quality for one in qualities for quality in one.values()):
+            for name in Quality.SUMS:
+                torch.distributed.all_reduce(quality.state[name])
+    return [{layer: quality.scores() for layer, quality in one.items()} for one in qualities]

@@ -1,0 +1,75 @@
+"""The recorded tokens of the rows seen in training, kept on disk so that recording encodes no row twice."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from plumbing import files
+from training.activations import Batch
+
+
+class RecordedTokens:
+    """The one recorded token of each row at every layer, in a file; rows that record several tokens are left out.
+
+    A row's vectors lie together, float32 [layer, d_in], and after those of all rows a byte a row says which are
+    there. Processes of one machine may share the file. It is only a cache: when the disk fills up it is removed, for
+    all processes, and its rows are encoded again.
+    """
+
+    def __init__(self, file: Path, n_rows: int, widths: dict[int, int]):
+        self.file, self.n_rows, self.widths = file, n_rows, widths
+        self.row_bytes = 4 * sum(widths.values())
+        self.open = os.open(file, os.O_RDWR | os.O_CREAT)
+
+    @staticmethod
+    def nbytes(n_rows: int, widths: dict[int, int]) -> int:
+        """Bytes of the file with every row."""
+        return n_rows * (4 * sum(widths.values()) + 1)
+
+    def write(self, batch: Batch):
+        """Keep what a batch's rows record."""
+        if os.fstat(self.open).st_nlink == 0:  # another process found the disk full
+            return
+        chosen, rows = batch.recorded_tokens()
+        alone = torch.bincount(rows, minlength=len(batch.rows))[rows] == 1
+        vectors = torch.cat([batch.flat(layer, chosen[alone]) for layer in self.widths], dim=1).cpu().numpy()
+        try:
+            for position, vector in zip(rows[alone].tolist(), vectors, strict=True):
+                self._write(vector.tobytes(), batch.rows[position] * self.row_bytes)
+                self._write(b"\1", self.n_rows * self.row_bytes + batch.rows[position])
+        except OSError as error:
+            if not files.is_full(error):
+                raise
+            # Removed before it is emptied: another process may be between a vector and its flag, and what it
+            # writes now is read by nobody.
+            self.file.unlink(missing_ok=True)
+            os.ftruncate(self.open, 0)
+
+    def _write(self, content: bytes, where: int):
+        if os.pwrite(self.open, content, where) < len(content):  # what a disk does that gets full in between
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file)
+
+    def present(self) -> Bool[np.ndarray, " row"]:
+        """Which rows are there."""
+        found = os.pread(self.open, self.n_rows, self.n_rows * self.row_bytes)
+        return np.frombuffer(found.ljust(self.n_rows, b"\0"), dtype=bool)
+
+    def read(self, rows: list[int]) -> dict[int, Float[Tensor, "row d_in"]]:
+        """The recorded tokens of rows that are there, by layer."""
+        found = b"".join(os.pread(self.open, self.row_bytes, row * self.row_bytes) for row in rows)
+        vectors = torch.frombuffer(bytearray(found), dtype=torch.float32).view(len(rows), -1)
+        return dict(zip(self.widths, vectors.split(list(self.widths.values()), dim=1), strict=True))
+
+    def sync(self):
+        """Return when all that was written would outlast a power cut."""
+        os.fsync(self.open)
+        files.sync(self.file.parent)
+
+    def close(self):
+        """Close the file."""
+        os.close(self.open)

@@ -1,0 +1,161 @@
+"""A run folder while a command works on it: whose it is (a mark), who is at work (a lock), what it resumes from.
+
+The mark is `unfinished.json`: the settings that a command must match to resume. The lock is advisory, and the
+system releases it when its holder dies; on a file system without locks that is said, and nothing is locked.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import features
+from plumbing import files
+from plumbing.errors import UserError
+
+_held: dict[Path, int] = {}  # the open lock files of this process
+
+
+class Unfinished:
+    """One run folder of a command that is at work, or was killed."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.file = folder, folder / features.UNFINISHED
+        self.lock_file = folder / features.LOCK
+
+    def mark(self) -> dict[str, Any] | None:
+        """The settings of the command that owns the folder; None where there is no mark."""
+        try:
+            mark = json.loads(self.file.read_text(encoding="utf-8"))
+            if next(iter(mark["runs"])):
+                return mark
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            pass
+        raise UserError(
+            f"{self.file} is damaged, so nothing can be resumed: add --overwrite to start afresh, or choose "
+            "another --runname"
+        )
+
+    def check(self, identity: dict[str, Any] | None):
+        """Refuse, before anything is touched, a folder that is not free for a command of this `identity`.
+
+        Without an identity, which is known once the encoder is loaded, a marked folder passes.
+        """
+        mark = self.mark()
+        if mark is None:
+            features.check_free(self.folder)
+        elif identity is not None and has_begun(mark):
+            difference = first_difference(mark, identity)
+            if difference:
+                raise UserError(
+                    f"{self.folder} holds an unfinished run of another command ({difference}): give that command "
+                    "again to finish it, add --overwrite to drop it, or choose another --runname"
+                )
+
+    def start(self, identity: dict[str, Any]):
+        """Empty the folder of any run and mark it as this command's.
+
+        What an older command would resume from goes before the new mark comes, so that no mark ever stands beside
+        the state of another command. What no run consists of stays.
+        """
+        features.withdraw(self.folder)
+        files.write_text(self.file, json.dumps(identity) + "\n")
+        others = features.clear(self.folder)
+        if others:
+            print(f"left alone in {self.folder}, as no part of a run: {', '.join(others)}", file=sys.stderr)
+
+    def finish(self):
+        """Remove all that only an unfinished run needs, the mark last: with it gone, the command is done."""
+        for pattern in ("unfinished-*", *files.TEMPORARY, *(f"*/{name}" for name in files.TEMPORARY)):
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+        self.lock_file.unlink(missing_ok=True)
+        files.sync(self.folder)
+        self.file.unlink(missing_ok=True)
+        files.sync(self.folder)
+
+    def check_idle(self):
+        """Refuse a folder that another command is at work in."""
+        if self.folder not in _held and self.lock_file.exists():
+            handle = os.open(self.lock_file, os.O_RDWR)
+            try:
+                self._take(handle)
+            finally:
+                os.close(handle)
+
+    def lock(self):
+        """Make the folder, and take its lock until `release_locks`; a folder that is locked is refused."""
+        files.make_folder(self.folder)
+        while self.folder not in _held:
+            handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._take(handle)
+            except UserError:
+                os.close(handle)
+                raise
+            _held[self.folder] = handle
+            if not is_file(handle, self.lock_file):  # its last holder removed it in between
+                os.close(_held.pop(self.folder))
+        os.ftruncate(_held[self.folder], 0)
+        os.pwrite(_held[self.folder], f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def _take(self, handle: int):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(handle, 200, 0).decode(errors="replace") or "a process"
+            raise UserError(
+                f"{who} is at work in {self.folder}: wait until it is done, or choose another --runname"
+            ) from None
+        except OSError as error:
+            print(
+                f"{self.folder} cannot be locked ({error.strerror}): take care that no other command writes to it",
+                file=sys.stderr,
+            )
+
+
+def is_file(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one that its path names."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def release_locks():
+    """Release the locks of this process. In a forked child this closes its copies, and its parent keeps the locks."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+os.register_at_fork(
+    after_in_child=release_locks
+)  # or a DataLoader's worker would outlive its parent as a holder
+
+
+def has_begun(mark: dict[str, Any]) -> bool:
+    """Whether a marked command got so far that there is something to resume from."""
+    first = features.run_path(next(iter(mark["runs"])))
+    return any(first.glob("unfinished-*.safetensors"))
+
+
+CHANGED = {  # what a difference means, where its two values tell a reader nothing
+    "fingerprint": "other samples, or other captions",
+    "files": "the data's files have changed since",
+    "encoder_files": "the checkpoint's files have changed since",
+}
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+    """Name the first value in which two JSON-like settings differ, or None."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            if found := first_difference(before.get(key), now.get(key), key):
+                return found
+        return None
+    return None if before == now else CHANGED.get(name, f"{name} was {before}, now {now}")
