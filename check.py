@@ -14,7 +14,7 @@ from encoders.hub import DINOV2
 from encoders.inputs import sample_item
 from encoders.self_test import runs, self_test
 from encoders.wrapper import WrappedModel
-from plumbing.commandline import Parser, script
+from plumbing.commandline import Parser, add_flags, chosen, script
 from plumbing.errors import UserError
 from showing.sheets import contact_sheet
 from sources.media import _side
@@ -175,7 +175,7 @@ def parse(argv: list[str] | None):
     parser.add_argument("--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path")
     parser.add_argument("--device", default="cpu", help="where to run it")
     parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
-    data.add_arguments(parser)
+    add_flags(parser, data.FLAGS)
     parser.add_argument("--sheet", metavar="FILE", help="contact sheet (imgs/data_NAME.png)")
     parser.add_argument("--json", metavar="FILE", help="write what a data set holds there")
     return parser.parse_args(argv)
@@ -205,8 +205,8 @@ def try_encoder(arguments: Any) -> list[Checked]:
 
 def look_at_data(arguments: Any) -> dict[str, Any]:
     """Print what a data set holds and draw its contact sheet."""
-    arguments.skip_unreadable = True  # the point is to find them
-    pairs = data.from_arguments(arguments)
+    options = chosen(arguments, data.FLAGS) | {"skip_unreadable": True}  # the point is to find them
+    pairs = data.open_pairs(**options)
     held = describe_data(pairs)
     if any(_side(sample) == "image" for sample in pairs.samples):
         held["contact_sheet"] = str(arguments.sheet or Path("imgs", f"data_{pairs.name}.png"))

@@ -1,6 +1,5 @@
 """Paired samples: row i is one picture (or sound) and its captions, in the same order on every machine."""
 
-import argparse
 import functools
 import hashlib
 import inspect
@@ -273,30 +272,23 @@ OPENERS = {
     "hf": open_hf,
 }
 
-
-def add_arguments(parser: argparse.ArgumentParser, dataset: str = "--dataset"):
-    """Add the options that choose a data set; `dataset` may be a positional name instead."""
-    parser.add_argument(dataset, help=f"one of {', '.join(OPENERS)}:NAME")
-    parser.add_argument("--data_root", help="folder, or pattern of tar shards, that holds the data set")
-    parser.add_argument("--limit", type=int, help="take the first LIMIT rows only")
-    parser.add_argument(
-        "--caption", choices=("first", "all"), default="first", help="captions of a picture to use"
-    )
-    parser.add_argument(
-        "--skip_unreadable", action="store_true", help="find unreadable items once and leave them out, listed"
-    )
-    parser.add_argument("--split", help="coco: train2017 or val2017; hf: the split's name, or train[:1000]")
-    parser.add_argument("--subset", help="hf: the configuration, where there are several")
-    parser.add_argument("--image_column", help="hf: the column of pictures (image)")
-    parser.add_argument(
-        "--text_column", help=f"hf: the column of captions (the first of {', '.join(TEXT_COLUMNS)})"
-    )
-    parser.add_argument("--id_column", help="hf: the column of ids (id), or none to number the rows")
-
-
-def from_arguments(arguments: argparse.Namespace) -> Pairs:
-    """Open the data set that the options of `add_arguments` name."""
-    if arguments.dataset is None:
-        raise UserError(f"type --dataset with one of {', '.join(OPENERS)}:NAME")
-    taken = inspect.signature(open_pairs).parameters | inspect.signature(open_hf).parameters
-    return open_pairs(**{name: value for name, value in vars(arguments).items() if name in taken})
+# The command line's flags for the arguments of `open_pairs`, as argparse takes them.
+FLAGS: dict[str, dict[str, Any]] = {
+    "--dataset": {"help": f"one of {', '.join(OPENERS)}:NAME"},
+    "--data_root": {"help": "the data set's folder, or a pattern of tar shards"},
+    "--limit": {"type": int, "help": "take the first LIMIT rows only"},
+    "--caption": {
+        "choices": ("first", "all"),
+        "default": "first",
+        "help": "which of a row's captions to use",
+    },
+    "--skip_unreadable": {
+        "action": "store_true",
+        "help": "find unreadable items once, list them, leave them out",
+    },
+    "--split": {"help": "coco: train2017 or val2017; hf: the split's name, or train[:1000]"},
+    "--subset": {"help": "hf: the configuration, where there are several"},
+    "--image_column": {"help": "hf: the column of pictures (image)"},
+    "--text_column": {"help": f"hf: the column of captions (the first of {', '.join(TEXT_COLUMNS)})"},
+    "--id_column": {"help": "hf: the column of ids (id), or none to number the rows"},
+}

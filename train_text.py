@@ -11,9 +11,7 @@ ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.mod
 @script
 def main(argv=None):
     """Train and record; returns the recorded runs, one for each seed and each k."""
-    arguments = training_arguments(
-        argv, __doc__, ENCODERS, "DemoClipText", data.add_arguments, "train_text.py"
-    )
+    arguments = training_arguments(argv, __doc__, ENCODERS, "DemoClipText", data.FLAGS, "train_text.py")
     arguments.pairs = open_data(arguments)
 
     from training import experiment  # after what can be said without torch

@@ -6,8 +6,9 @@ import functools
 import os
 import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from plumbing import files
 from plumbing.errors import UserError
@@ -16,6 +17,8 @@ from plumbing.errors import UserError
 # want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
 # It is read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+Flags = Mapping[str, Mapping[str, Any]]  # flag: the keyword arguments of argparse's `add_argument`
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # that matplotlib draws
 
@@ -168,8 +171,20 @@ def above_zero(text: str) -> float:
     return number
 
 
+def add_flags(parser: Parser, flags: Flags):
+    """Add flags that are written as data: each with what argparse's `add_argument` takes."""
+    for flag, options in flags.items():
+        parser.add_argument(flag, **options)
+
+
+def chosen(arguments: argparse.Namespace, flags: Flags) -> dict[str, Any]:
+    """The values of these flags alone, as the keyword arguments of the function that they are for."""
+    names = [flag.removeprefix("--") for flag in flags]
+    return {name: getattr(arguments, name) for name in names}
+
+
 def training_arguments(
-    argv, description: str, rows: dict, default_model: str, add_data_arguments, script: str | None = None
+    argv, description: str, rows: dict, default_model: str, data_flags: Flags, script: str | None = None
 ):
     """Parse a train script's command line; `rows` are the encoders of the registry that it takes.
 
@@ -178,7 +193,7 @@ def training_arguments(
     """
     parser = Parser(description, script)
     add_encoder_arguments(parser, rows)
-    add_data_arguments(parser)
+    add_flags(parser, data_flags)
     add_recipe_arguments(parser)
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(words)

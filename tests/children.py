@@ -30,7 +30,6 @@ def train(here: str, settings: dict):
     import torch
     from small_world import SmallEncoder, SmallPairs, arguments
 
-    import data
     import features
     import wrappedmodels
     from training import experiment
@@ -42,8 +41,7 @@ def train(here: str, settings: dict):
     n_samples = settings.pop("n_samples", 400)
     os.environ.update(settings.pop("environment", {}))
     wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
-    data.from_arguments = lambda _: SmallPairs(n_samples)
-    experiment.run(arguments(**settings))
+    experiment.run(arguments(pairs=SmallPairs(n_samples), **settings))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -125,22 +125,22 @@ def restore(folder: Path, number: int, synced: Path):
 
 def train(rank: int, overwrite: bool = False):
     """Two runs of two layers from one stream, recorded in three parts."""
-    from small_world import arguments
+    from small_world import SmallPairs, arguments
 
     from training import experiment
 
     words = {"layers": [0, 2], "seeds": [0, 1], "batch_size": 8, "epochs": 2}
-    experiment.run(arguments(**words, overwrite=overwrite))
+    experiment.run(arguments(pairs=SmallPairs(24), **words, overwrite=overwrite))
 
 
 def train_two(rank: int):
     """One process of two."""
-    from small_world import arguments
+    from small_world import SmallPairs, arguments
 
     from training import experiment
 
     os.environ.update(GROUP, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
-    experiment.run(arguments(layers=[0], batch_size=6))
+    experiment.run(arguments(pairs=SmallPairs(24), layers=[0], batch_size=6))
 
 
 def overwrite(rank: int):
@@ -226,9 +226,8 @@ def prepare_process():
     """Settle what is the same in all processes, which are forks of this one: one thread, and a checkpoint a step."""
     import torch
     import tqdm
-    from small_world import SmallEncoder, SmallPairs
+    from small_world import SmallEncoder
 
-    import data
     import features
     import wrappedmodels
     from plumbing import files
@@ -238,7 +237,6 @@ def prepare_process():
     tqdm.tqdm.monitor_interval = 0  # no thread
     features.PART_ROWS = 9
     wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
-    data.from_arguments = lambda _: SmallPairs(24)
     resume.Clock.is_due = lambda self: True
     manifest.draw_curve = lambda file, *rest: files.write_text(file, "a curve")
 

@@ -20,6 +20,7 @@ import check
 import data
 import features
 from data import open_pairs
+from plumbing import commandline
 from plumbing.errors import UserError
 from showing import sheets
 from sources import huggingface, media, unreadable, webdataset
@@ -943,11 +944,9 @@ def test_the_script_reports_a_mistake_in_one_line(capsys):
 
 
 def test_options_reach_the_data_set(folder):
-    import argparse
-
-    parser = argparse.ArgumentParser()
+    parser = commandline.Parser("a script")
     parser.add_argument("--lr")
-    data.add_arguments(parser)
+    commandline.add_flags(parser, data.FLAGS)
     options = [
         "--dataset",
         "folder",
@@ -960,7 +959,5 @@ def test_options_reach_the_data_set(folder):
         "--lr",
         "3",
     ]
-    pairs = data.from_arguments(parser.parse_args(options))
+    pairs = open_pairs(**commandline.chosen(parser.parse_args(options), data.FLAGS))
     assert pairs.captions == [["a robin", "a red bird"]]
-    with pytest.raises(UserError, match="type --dataset with one of demo, coco"):
-        data.from_arguments(parser.parse_args([]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import check
+import data
 import train_image
 import train_text
 import wrappedmodels
@@ -36,9 +37,7 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     if name in ("train_image", "train_text"):
         encoders = train_image.ENCODERS if name == "train_image" else train_text.ENCODERS
-        arguments = training_arguments(
-            words[1:], "", encoders, "", importlib.import_module("data").add_arguments
-        )
+        arguments = training_arguments(words[1:], "", encoders, "", data.FLAGS)
         assert arguments.model in encoders
         row = encoders[arguments.model]
         assert arguments.checkpoint is None or arguments.checkpoint in row.checkpoints

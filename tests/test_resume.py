@@ -9,7 +9,6 @@ import pytest
 from children import content
 from small_world import SmallEncoder, SmallPairs, arguments
 
-import data
 import features
 import wrappedmodels
 from plumbing import files
@@ -24,10 +23,10 @@ def cut_short(tmp_path, monkeypatch):
     """A command that was interrupted in training; returns it, to be given again with changes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: SmallEncoder())
-    monkeypatch.setattr(data, "from_arguments", lambda _: SmallPairs(300))
 
-    def command(**changes):
-        return experiment.run(arguments(epochs=4, checkpoint_every=1e-9, **changes))
+    def command(pairs=None, **changes):
+        pairs = pairs or SmallPairs(300)
+        return experiment.run(arguments(pairs=pairs, epochs=4, checkpoint_every=1e-9, **changes))
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Clock, "is_due", lambda self: True)
@@ -78,22 +77,20 @@ class Recaptioned(SmallPairs):
 
 
 @pytest.mark.parametrize(
-    ("name", "noun", "words"),
+    ("pairs", "stamp", "words"),
     [
-        ("data.from_arguments", Edited(300), "the data's files have changed since"),
-        ("data.from_arguments", Recaptioned(300), "other samples, or other captions"),
-        ("wrappedmodels.load", SmallEncoder(), "the checkpoint's files have changed since"),
+        (Edited(300), "small", "the data's files have changed since"),
+        (Recaptioned(300), "small", "other samples, or other captions"),
+        (SmallPairs(300), "edited", "the checkpoint's files have changed since"),
     ],
 )
 def test_an_unfinished_run_of_data_or_a_checkpoint_edited_since_is_refused(
-    cut_short, monkeypatch, capsys, name, noun, words
+    cut_short, monkeypatch, capsys, pairs, stamp, words
 ):
-    if isinstance(noun, SmallEncoder):
-        noun.file_stamp = lambda: "edited"
-    monkeypatch.setattr(name, lambda *args, **kwargs: noun)
+    monkeypatch.setattr(SmallEncoder, "file_stamp", lambda self: stamp)
     with pytest.raises(UserError, match=words):
-        cut_short()
-    cut_short(overwrite=True)
+        cut_short(pairs)
+    cut_short(pairs, overwrite=True)
     assert "going on" not in capsys.readouterr().err
 
 

@@ -13,7 +13,6 @@ import torch
 from children import content
 from small_world import SmallEncoder, SmallPairs, arguments
 
-import data
 import features
 import wrappedmodels
 from encoders import self_test
@@ -33,8 +32,7 @@ def train(tmp_path, monkeypatch):
 
     def train(encoder=None, pairs=None, **changes):
         monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: encoder or SmallEncoder())
-        monkeypatch.setattr(data, "from_arguments", lambda arguments: pairs or SmallPairs(300))
-        return experiment.run(arguments(**changes))
+        return experiment.run(arguments(pairs=pairs or SmallPairs(300), **changes))
 
     return train
 

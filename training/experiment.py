@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed
 
-import data
 import features
 import wrappedmodels
 from encoders import self_test
@@ -66,7 +65,7 @@ def explain(error: OSError, arguments: argparse.Namespace) -> UserError | None:
 def train_and_record(arguments: argparse.Namespace, device: str) -> list[features.Run]:
     """`run`, in each process."""
     started = time.monotonic()
-    pairs = arguments.pairs if hasattr(arguments, "pairs") else data.from_arguments(arguments)
+    pairs = arguments.pairs
     check_names(arguments, pairs)
     encoder = wrappedmodels.load(
         arguments.model,

@@ -9,6 +9,7 @@ from typing import Any
 import data
 import features
 import wrappedmodels
+from plumbing.commandline import chosen
 from plumbing.errors import UserError
 from training.unfinished import Unfinished
 
@@ -17,7 +18,7 @@ def open_data(arguments: argparse.Namespace) -> data.Pairs:
     """Open the data set of a train command; refuse a run's name that is taken, if possible before the data is read."""
     if arguments.runname:
         check_names(arguments, None)
-    pairs = data.from_arguments(arguments)
+    pairs = data.open_pairs(**chosen(arguments, data.FLAGS))
     check_names(arguments, pairs)
     return pairs
 
