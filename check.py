@@ -92,7 +92,7 @@ def check(model: str, checkpoint: str | None, **options) -> Checked:
         [shape[2] for shape in shapes],
         [shape[1] for shape in shapes],
         int(found[-1].mask.sum()),
-        found[-1].pool[0].nonzero()[:, 0].tolist(),
+        found[-1].recorded_tokens()[0].tolist(),
         loaded - started,
         seconds,
     )

@@ -126,8 +126,9 @@ def opposite(item: Any) -> Any:
 
 def recorded(found: Activations, layer: int) -> Float[Any, "sample d_in"]:
     """What is recorded of each item: a token, or the mean of several."""
-    chosen = found.layers[layer].masked_fill(found.pool[:, :, None] == 0, 0)  # padding may be NaN
-    return (found.pool[:, :, None] * chosen).sum(1)
+    chosen, items, weights = found.recorded_tokens()
+    tokens = found.flat(layer, chosen) * weights[:, None]
+    return tokens.new_zeros(len(found.mask), tokens.shape[1]).index_add_(0, items, tokens)
 
 
 @contextlib.contextmanager

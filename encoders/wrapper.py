@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,11 +16,36 @@ from plumbing.errors import UserError, first_line
 
 
 class Activations(NamedTuple):
-    """What the wanted blocks put out for a batch, and which of its tokens count."""
+    """The tokens that the wanted blocks put out for some items, and which of them count.
 
-    layers: dict[int, Float[Any, "sample token d_in"]]
-    mask: Bool[Any, "sample token"]  # True: a token to train on; never padding, never a register
-    pool: Float[Any, "sample token"]  # sums to 1 per sample: one-hot at the recorded token, or 1/n of a mean
+    An item is a picture, a sound or a caption; a "chosen" token is named by its flat position, item by item.
+    """
+
+    layers: dict[int, Float[Any, "item token d_in"]]
+    mask: Bool[Any, "item token"]  # True: a token to train on; never padding, never a register
+    recorded: Int[Any, " item"] | None  # each item's recorded position; None: the mean over the mask's tokens
+    rows: Sequence[int] = ()  # the data set's row of each item, in order: several captions may share one
+
+    def flat(self, layer: int, chosen: Int[Any, " chosen"]) -> Float[Any, "chosen d_in"]:
+        """A layer's chosen tokens, in float32."""
+        return self.layers[layer].flatten(0, 1).index_select(0, chosen).float()
+
+    def real_tokens(self, items: Bool[Any, " item"] | None = None) -> Int[Any, " chosen"]:
+        """The tokens of all or some items that are neither padding nor registers."""
+        mask = self.mask if items is None else self.mask & items[:, None]
+        return mask.flatten().nonzero().squeeze(1)
+
+    def recorded_tokens(self) -> tuple[Int[Any, " chosen"], Int[Any, " chosen"], Float[Any, " chosen"]]:
+        """The tokens that are recorded, the item of each, and its weight: the weights of an item sum to 1."""
+        import torch
+
+        n_items, n_tokens = self.mask.shape
+        if self.recorded is None:
+            chosen = self.real_tokens()
+            items = chosen // n_tokens
+            return chosen, items, (self.mask / self.mask.sum(1, keepdim=True)).flatten()[chosen]
+        items = torch.arange(n_items, device=self.mask.device)
+        return items * n_tokens + self.recorded, items, self.mask.new_ones(n_items).float()
 
 
 def no_padding(batch: dict) -> None:
@@ -74,13 +99,6 @@ def last_token(mask: Bool[Any, "sample token"]) -> Int[Any, " sample"]:
 
 
 TOKENS = {"cls": first_token, "first": first_token, "end_of_text": last_token, "last": last_token}
-
-
-def pool_weights(token: str, mask: Bool[Any, "sample token"]) -> Float[Any, "sample token"]:
-    """One weight a token, summing to 1 over each sample: one-hot at the recorded token, or its mean."""
-    if token == "mean":
-        return mask / mask.sum(1, keepdim=True)
-    return mask.new_zeros(mask.shape).float().scatter(1, TOKENS[token](mask)[:, None], 1.0)
 
 
 def hf_blocks(tower: Any) -> str:
@@ -154,7 +172,7 @@ class WrappedModel:
             tokens = {layer: self.as_tokens(outputs[layer], n_samples) for layer in layers}
             self.check_alike(tokens)
             mask = self.training_mask(batch, tokens[layers[0]])
-            return Activations(tokens, mask, pool_weights(self.token, mask))
+            return Activations(tokens, mask, None if self.token == "mean" else TOKENS[self.token](mask))
 
     def placed(self, batch: dict) -> dict:
         """A batch on the encoder's device."""

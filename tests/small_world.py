@@ -42,7 +42,8 @@ class SmallPairs:
 
 
 class SmallEncoder:
-    """Three layers of four tokens, of which the last is padding; the second one is recorded.
+    """Three layers of four tokens, of which the last is padding; the second one is recorded,
+    or what `recorded` says (None: the mean of the first three).
 
     A token is a mixture of a few of 12 fixed directions, drawn from the caption, far from the origin: `offset`
     times its spread. So it is worth centring, and a sparse code can fit it. Of `broken_row` all is NaN, or what
@@ -51,11 +52,11 @@ class SmallEncoder:
 
     model, checkpoint, modality, token, n_layers = "Small", "none", "text", "own", 3
 
-    def __init__(self, d_in=8, offset=10.0, pool=(0.0, 1.0, 0.0, 0.0), broken_row=None, broken=None):
+    def __init__(self, d_in=8, offset=10.0, recorded=1, broken_row=None, broken=None):
         random = torch.Generator().manual_seed(7)
         self.directions = torch.randn(3, 12, d_in, generator=random)
         self.offset = offset * torch.randn(3, d_in, generator=random)
-        self.pool, self.broken_row, self.broken = torch.tensor(pool), broken_row, broken
+        self.recorded, self.broken_row, self.broken = recorded, broken_row, broken
 
     def file_stamp(self):
         return "small"
@@ -87,7 +88,8 @@ class SmallEncoder:
             layer, token, value = self.broken
             found[layer][batch["bad"], token] = value
         mask = torch.tensor([True, True, True, False]).expand(len(parts), 4)
-        return Activations(found, mask, self.pool.expand(len(parts), 4))
+        recorded = None if self.recorded is None else torch.full((len(parts),), self.recorded)
+        return Activations(found, mask, recorded)
 
 
 ARGUMENTS = {

@@ -67,11 +67,10 @@ def test_the_recorded_features_are_the_saved_saes_codes_in_row_order(train, monk
     assert [sample["id"] for sample in run.samples()] == [str(row) for row in range(300)]
 
 
-def test_a_pool_of_several_tokens_records_the_mean_of_their_codes_not_the_code_of_their_mean(train):
-    (first,) = train(SmallEncoder(pool=(1.0, 0.0, 0.0, 0.0)), runname="first")
-    (second,) = train(SmallEncoder(pool=(0.0, 1.0, 0.0, 0.0)), runname="second")
-    (mean,) = train(SmallEncoder(pool=(0.5, 0.5, 0.0, 0.0)), runname="mean")
-    expected = (first.load("layer2") + second.load("layer2")).toarray() / 2
+def test_a_mean_of_several_tokens_records_the_mean_of_their_codes_not_the_code_of_their_mean(train):
+    alone = [train(SmallEncoder(recorded=token), runname=f"token{token}")[0] for token in range(3)]
+    (mean,) = train(SmallEncoder(recorded=None), runname="mean")
+    expected = sum(run.load("layer2").toarray() for run in alone) / 3
     np.testing.assert_allclose(mean.load("layer2").toarray(), expected, atol=1e-6)
 
 
@@ -172,7 +171,7 @@ def test_held_out_samples_and_padding_never_train(train, monkeypatch):
     [
         ({}, 300),
         ({"epochs": 3}, 3 * 285 + 15),
-        ({"pool": (0.5, 0.5, 0.0, 0.0)}, 285 + 300),  # several tokens of a row are recorded
+        ({"recorded": None}, 285 + 300),  # several tokens of a row are recorded
         ({"held": 16 * 4 * 8 * 4 * 3}, 300 + 7 * 16),  # one of the eight batches that tell the mean is held
         ({"free": 0}, 285 + 300),  # no room on the disk
     ],
@@ -181,14 +180,14 @@ def test_no_row_is_encoded_more_often_than_it_must_be(train, monkeypatch, change
     rows = []
     pairs = SmallPairs(300, captions=lambda row: rows.append(row) or [str(row)])
     monkeypatch.setattr(self_test, "self_test_on", lambda *arguments: None)  # it reads rows too
-    pool = changes.pop("pool", (0.0, 1.0, 0.0, 0.0))
+    recorded = changes.pop("recorded", 1)
     monkeypatch.setattr(fit, "HELD_BYTES", changes.pop("held", 1 << 30))
     free = argparse.Namespace(free=changes.pop("free", 1 << 40))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    (run,) = train(SmallEncoder(pool=pool), pairs, **changes)
+    (run,) = train(SmallEncoder(recorded=recorded), pairs, **changes)
     assert len(rows) == expected
     assert set(rows) == set(range(300))
-    (same,) = train(SmallEncoder(pool=pool), sae=str(run.path), runname="same")
+    (same,) = train(SmallEncoder(recorded=recorded), sae=str(run.path), runname="same")
     for layer in run.layers:
         np.testing.assert_allclose(run.load(layer).toarray(), same.load(layer).toarray(), atol=1e-5)
 
@@ -359,8 +358,7 @@ class SinkEncoder(SmallEncoder):
             tokens[:, 0] *= self.larger
         repeat = lambda part: torch.cat([part, *[part[:, 1:]] * (self.others - 1)], 1)  # noqa: E731
         tokens = {layer: repeat(part) for layer, part in found.layers.items()}
-        pool = torch.nn.functional.pad(found.pool, (0, 3 * (self.others - 1)))
-        return type(found)(tokens, repeat(found.mask), pool)
+        return found._replace(layers=tokens, mask=repeat(found.mask))
 
 
 def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, capsys):
@@ -555,8 +553,7 @@ def test_an_sae_of_another_width_is_refused(train):
 def test_recording_halves_its_batches_where_the_gpu_is_too_small(train, monkeypatch, where, name, most):
     """Encoding the batches, coding their tokens, scoring those of held-out samples."""
     monkeypatch.setattr(features, "PART_ROWS", 70)
-    pool = (0.5, 0.5, 0.0, 0.0)  # several tokens of a row are recorded: every row is encoded
-    (calm,) = train(SmallEncoder(pool=pool), runname="calm")
+    (calm,) = train(SmallEncoder(recorded=None), runname="calm")  # several tokens: every row is encoded
     compute, sizes = getattr(where, name), []
 
     def limited(self, items, *others):
@@ -566,7 +563,7 @@ def test_recording_halves_its_batches_where_the_gpu_is_too_small(train, monkeypa
         return compute(self, items, *others)
 
     monkeypatch.setattr(where, name, limited)
-    (run,) = train(SmallEncoder(pool=pool))
+    (run,) = train(SmallEncoder(recorded=None))
     assert max(sizes) > most
     for layer in run.layers:
         np.testing.assert_allclose(run.load(layer).toarray(), calm.load(layer).toarray(), atol=1e-5)
@@ -575,7 +572,7 @@ def test_recording_halves_its_batches_where_the_gpu_is_too_small(train, monkeypa
 
 
 def test_a_sample_that_does_not_fit_alone_ends_in_one_line(train, monkeypatch):
-    encoder = SmallEncoder(pool=(0.5, 0.5, 0.0, 0.0))
+    encoder = SmallEncoder(recorded=None)
     forward, full = encoder.activations, []
 
     def too_large(batch, layers):

@@ -51,8 +51,7 @@ def record(encoder, items=None, layers=None):
 
 def pooled(activations, layer=-1):
     """Each sample's recorded token at a layer: what the SAE would see, [sample d_in]."""
-    tokens = list(activations.layers.values())[layer]
-    return torch.einsum("st,std->sd", activations.pool, tokens)
+    return self_test.recorded(activations, list(activations.layers)[layer])
 
 
 def distance(ours, reference):
@@ -111,8 +110,9 @@ def test_a_checkpoint_of_the_paper_loads_by_its_name(model, checkpoint):
         0: (4, n_tokens, 32),
         1: (4, n_tokens, 32),
     }
-    torch.testing.assert_close(activations.pool.sum(1), torch.ones(4))
-    assert not activations.pool[~activations.mask].any()  # what is recorded is what was trained on
+    chosen, items, weights = activations.recorded_tokens()
+    torch.testing.assert_close(torch.zeros(4).index_add_(0, items, weights), torch.ones(4))
+    assert activations.mask.flatten()[chosen].all()  # what is recorded is what was trained on
     if encoder.modality == "image":
         if checkpoint.startswith("ViT"):
             mean, scale = OPENAI.values()
@@ -161,7 +161,7 @@ def test_custom_text_clip_keeps_its_text_tower_apart(tmp_path):
     encoder = load("ClipText", str(tmp_path))
     assert type(encoder.tower).__name__ == "CustomTextCLIP"
     assert encoder.blocks == list(encoder.tower.text.transformer.resblocks)
-    assert record(encoder).pool.argmax(1).tolist() == [3, 9, 4, 3]
+    assert record(encoder).recorded.tolist() == [3, 9, 4, 3]
 
 
 def test_half_precision_weights_are_run_in_single_precision(tmp_path):
@@ -239,7 +239,7 @@ def test_cropping_captions_changes_nothing():
 
 def test_the_originals_choice_is_the_same_for_every_caption_of_clip():
     activations = record(load("ClipText", token="first"))
-    assert activations.pool[:, 0].tolist() == [1, 1, 1, 1]
+    assert activations.recorded.tolist() == [0, 0, 0, 0]
     for layer in activations.layers:
         recorded = pooled(activations, layer)
         assert torch.equal(recorded, recorded[:1].expand(4, -1))
@@ -280,7 +280,7 @@ def test_siglip_text_trains_on_its_words_and_on_the_last_token_that_it_records()
     # characters, spaces and the end of text, then position 63, which SigLIP pools
     assert activations.mask.sum(1).tolist() == [len(caption) + 2 for caption in CAPTIONS]
     assert activations.mask[:, 63].all()
-    assert activations.pool.argmax(1).tolist() == [63] * 4
+    assert activations.recorded.tolist() == [63] * 4
     assert list(batch(encoder)) == ["input_ids"]  # it was trained without an attention mask
     assert torch.equal(batch(encoder, ["A Dog"])["input_ids"], batch(encoder, ["a dog"])["input_ids"])
     long = batch(encoder, ["dog" * 100])["input_ids"][0]
@@ -291,7 +291,9 @@ def test_naflex_masks_the_patches_that_pad_a_picture():
     activations = record(load("SigLIP2Vision", NAFLEX))
     patches = [4 * 5, 3 * 6, 6 * 3, 4 * 4]  # the largest grids of 8-pixel patches within 20
     assert activations.mask.sum(1).tolist() == patches
-    torch.testing.assert_close(activations.pool.max(1).values, 1 / torch.tensor(patches))
+    chosen, items, weights = activations.recorded_tokens()
+    assert torch.equal(chosen, activations.mask.flatten().nonzero()[:, 0])
+    torch.testing.assert_close(weights, 1 / torch.tensor(patches)[items])
 
 
 def test_captions_beyond_the_context_are_cut_and_empty_ones_are_read():

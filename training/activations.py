@@ -1,16 +1,12 @@
-"""Batches of hooked activations: items decoded in DataLoader workers, one encoder forward for all layers.
-
-What a training run will record of its rows is kept on the way (`RecordedTokens`), so that no row is encoded twice.
-"""
+"""Batches of hooked activations: items decoded in DataLoader workers, one encoder forward for all layers."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
+from encoders.wrapper import Activations
 from plumbing.errors import UserError
 
 
@@ -25,35 +21,6 @@ def tensor_cores() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class Batch(NamedTuple):
-    """What one forward pass gives for some rows of the data; a row has one item, or several captions."""
-
-    rows: list[int]  # which samples, in order
-    row_of_item: Int[Tensor, " item"]  # position in `rows` that each item belongs to
-    layers: dict[int, Float[Tensor, "item token d_in"]]
-    mask: Bool[Tensor, "item token"]  # False: padding or a register, which never trains
-    pool: Float[Tensor, "item token"]  # each token's weight in what is recorded of its item; sums to 1
-
-    def flat(self, layer: int, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
-        """A layer's tokens by their flat positions, in float32."""
-        return self.layers[layer].flatten(0, 1).index_select(0, chosen).float()
-
-    def real_tokens(self, items: Bool[Tensor, " item"] | None = None) -> Int[Tensor, " chosen"]:
-        """The flat positions of the tokens that are neither padding nor registers, of all or some items."""
-        mask = self.mask if items is None else self.mask & items[:, None]
-        return mask.flatten().nonzero().squeeze(1)
-
-    def recorded_tokens(self) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"]]:
-        """The flat positions of the tokens that are recorded, and the position in `rows` that each belongs to."""
-        chosen = self.pool.flatten().nonzero().squeeze(1)
-        return chosen, self.row_of_item.repeat_interleave(self.pool.shape[1])[chosen]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the activations."""
-        return sum(tokens.nbytes for tokens in self.layers.values())
-
-
 class Stream:
     """An encoder's activations over a data set, in any order of rows."""
 
@@ -61,7 +28,7 @@ class Stream:
         self.encoder, self.pairs, self.layers = encoder, pairs, layers
         self.workers, self.device = workers, device
 
-    def batches(self, plan: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, plan: list[list[int]]) -> Iterator[Activations]:
         """Yield a batch for each list of rows in `plan`; an unreadable item raises its `UserError`."""
         examples = _Examples(self.pairs, self.encoder.preprocess, self.encoder.collate, self.encoder.modality)
         loader = torch.utils.data.DataLoader(
@@ -71,12 +38,12 @@ class Stream:
             collate_fn=examples.collate,
             pin_memory=self.device.startswith("cuda"),
         )
-        for rows, row_of_item, inputs in loader:
+        for rows, inputs in loader:
             if isinstance(inputs, UserError):
                 raise inputs
             with tensor_cores():
                 found = self.encoder.activations(inputs, self.layers)
-            yield Batch(rows, row_of_item.to(found.mask.device), found.layers, found.mask, found.pool)
+            yield found._replace(rows=rows)
 
 
 class _Examples(torch.utils.data.Dataset):
@@ -96,10 +63,8 @@ class _Examples(torch.utils.data.Dataset):
             return row, mistake
 
     def collate(self, samples):
-        rows = [row for row, _ in samples]
         for _, items in samples:
             if isinstance(items, UserError):
-                return rows, torch.zeros(0, dtype=torch.long), items
-        counts = torch.tensor([len(items) for _, items in samples])
-        row_of_item = torch.arange(len(rows)).repeat_interleave(counts)
-        return rows, row_of_item, self.collate_items([item for _, items in samples for item in items])
+                return [], items
+        rows = [row for row, items in samples for _ in items]
+        return rows, self.collate_items([item for _, items in samples for item in items])

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
+from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import process, processes, wait_for_all
 from sae import TopKSAE, read_config
-from training.activations import Batch, tensor_cores
+from training.activations import tensor_cores
 from training.resume import Clock, restore, save_training
 from training.settings import Settings
 from training.token_cache import RecordedTokens
@@ -71,7 +72,7 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
 
 
 @tensor_cores()
-def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers):
+def train_on(batch: Activations, standard: dict[int, Standardizer], trainers: Trainers):
     """A step of every trainer on its layer's tokens; one layer's are held at a time."""
     chosen = batch.real_tokens()
     for layer, standardize in standard.items():
@@ -81,7 +82,7 @@ def train_on(batch: Batch, standard: dict[int, Standardizer], trainers: Trainers
                 trainer.step(z)
 
 
-def drain(batches: list[Batch]) -> Iterator[Batch]:
+def drain(batches: list[Activations]) -> Iterator[Activations]:
     """Give away the batches one by one, keeping none."""
     while batches:
         yield batches.pop(0)
@@ -116,7 +117,9 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
     return [batch for batch in plan if len(batch) >= processes()]
 
 
-def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float, list[Batch]]:
+def standardizers(
+    work: Work, plan: list[list[int]]
+) -> tuple[dict[int, Standardizer], float, list[Activations]]:
     """Each layer's standardiser from the first batches, the mean number of tokens in a batch, and the first batches.
 
     Of those, as many are returned as may be held, and none where a process trains on a part of a batch only.
@@ -127,7 +130,7 @@ def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standard
         chosen = batch.real_tokens()
         for layer, found in moments.items():
             found.add(batch.flat(layer, chosen))
-        room -= batch.nbytes
+        room -= sum(tokens.nbytes for tokens in batch.layers.values())
         if room >= 0:
             seen.append(batch)
     for layer, found in moments.items():

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import features
+from encoders.wrapper import Activations
 from plumbing.errors import UserError
 from plumbing.processes import process, processes
 from sae import TopKSAE
 from sae_kernels import keep_largest
-from training.activations import Batch, Stream, tensor_cores
+from training.activations import Stream, tensor_cores
 from training.quality import Quality, Scores
 from training.resume import drop_training, restore_recording, save_recording
 from training.token_cache import RecordedTokens
@@ -54,8 +55,9 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
         while missing:
             batch = next(batches)
             record_batch(work, batch, saes, qualities, blocks)
-            missing -= len(batch.rows)
-            progress.update(len(batch.rows))
+            n_rows = len(set(batch.rows))
+            missing -= n_rows
+            progress.update(n_rows)
         for rows in plan.kept:
             record_kept(work, kept.read(rows), rows, saes, blocks)
             progress.update(len(rows))
@@ -96,7 +98,7 @@ def plan_parts(work: Work, parts: list[int], present: Bool[np.ndarray, " sample"
     return plans
 
 
-def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Batch]:
+def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Activations]:
     """Batches of all rows of `plan`, in its order; from where the GPU's memory is too small, in halves."""
     while plan:
         done = 0
@@ -130,17 +132,19 @@ def in_halves(compute: Callable, chosen: Tensor) -> list:
     return in_halves(compute, chosen[:half]) + in_halves(compute, chosen[half:])
 
 
-def record_batch(work: Work, batch: Batch, saes: list, qualities: Qualities, blocks: list):
+def record_batch(work: Work, batch: Activations, saes: list, qualities: Qualities, blocks: list):
     """Add a batch's features to `blocks`, and the tokens of its held-out samples to the scores."""
-    judged = torch.from_numpy(work.judged()[batch.rows]).to(batch.mask.device)
-    chosen = batch.real_tokens(judged[batch.row_of_item])
-    pooling = Pooling(batch)
-    check_activations(work, batch, (batch.pool > 0) | (batch.mask & judged[batch.row_of_item][:, None]))
+    judged = torch.from_numpy(work.judged()[np.asarray(batch.rows)]).to(batch.mask.device)
+    pooling, chosen = Pooling(batch), batch.real_tokens(judged)
+    check_activations(work, batch, pooling.is_recorded | (batch.mask & judged[:, None]))
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
             blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
             if len(chosen):
-                evaluate(qualities[number][layer], sae, batch, layer, chosen, job.settings.activation)
+                recorded = pooling.is_recorded.flatten()
+                evaluate(
+                    qualities[number][layer], sae, batch, layer, chosen, recorded, job.settings.activation
+                )
 
 
 def record_kept(
@@ -155,14 +159,14 @@ def record_kept(
             blocks[number][layer] += in_halves(partial(codes, sae=sae, activation=activation), own)
 
 
-def check_activations(work: Work, batch: Batch, wanted: Bool[Tensor, "item token"]):
+def check_activations(work: Work, batch: Activations, wanted: Bool[Tensor, "item token"]):
     """Refuse NaN and infinity among the wanted tokens, which are recorded or judged."""
     for layer, tokens in batch.layers.items():
         bad = (wanted & ~tokens.isfinite().all(-1)).any(1)
-        refuse_row(work, layer, [batch.rows[i] for i in batch.row_of_item.tolist()], bad)
+        refuse_row(work, layer, batch.rows, bad)
 
 
-def refuse_row(work: Work, layer: int, rows: list[int], bad: Bool[Tensor, " item"]):
+def refuse_row(work: Work, layer: int, rows: Sequence[int], bad: Bool[Tensor, " item"]):
     """Stop at the first bad item, if there is one; `rows` are those of the items."""
     if bad.any():
         row = rows[int(bad.nonzero()[0])]
@@ -188,22 +192,33 @@ def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) ->
 class Pooling:
     """From tokens' codes to rows' features: the weighted mean of the codes of each row's recorded tokens."""
 
-    def __init__(self, batch: Batch):
-        self.chosen, rows = batch.recorded_tokens()
-        rows = rows.cpu().numpy()
-        items = np.bincount(batch.row_of_item.cpu().numpy(), minlength=len(batch.rows)).astype(np.float32)
-        shares = batch.pool.flatten()[self.chosen].cpu().numpy().astype(np.float32) / items[rows]
+    def __init__(self, batch: Activations):
+        self.chosen, items, weights = batch.recorded_tokens()
+        self.is_recorded = torch.zeros(batch.mask.shape, dtype=torch.bool, device=batch.mask.device)
+        self.is_recorded.view(-1)[self.chosen] = True
+        place = {row: number for number, row in enumerate(dict.fromkeys(batch.rows))}
+        row_of_item = np.array([place[row] for row in batch.rows])
+        n_items, rows = np.bincount(row_of_item).astype(np.float32), row_of_item[items.cpu().numpy()]
+        shares = weights.cpu().numpy() / n_items[rows]
         columns = np.arange(len(rows))
-        self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(batch.rows), len(rows)))
+        self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(place), len(rows)))
 
-    def features(self, batch: Batch, layer: int, sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
+    def features(
+        self, batch: Activations, layer: int, sae: TopKSAE, activation: str
+    ) -> scipy.sparse.csr_array:
         """A batch's features [row, d_sae], CSR float32."""
         found = in_halves(lambda chosen: codes(batch.flat(layer, chosen), sae, activation), self.chosen)
         return scipy.sparse.csr_array(self.mean @ scipy.sparse.vstack(found, format="csr"))
 
 
 def evaluate(
-    quality: Quality, sae: TopKSAE, batch: Batch, layer: int, chosen: Int[Tensor, " chosen"], activation: str
+    quality: Quality,
+    sae: TopKSAE,
+    batch: Activations,
+    layer: int,
+    chosen: Int[Tensor, " chosen"],
+    recorded: Bool[Tensor, " token"],
+    activation: str,
 ):
     """Add tokens to an SAE's scores: its TopK reconstruction, and the firings of the codes that are recorded."""
 
@@ -214,7 +229,7 @@ def evaluate(
         pre_acts = sae.pre_acts(tokens)
         feature_acts = keep_largest(pre_acts, sae.k)
         firings = ((pre_acts if activation == "relu" else feature_acts) > 0).sum(0).double()
-        quality.update(tokens, sae.decode(feature_acts), firings, batch.pool.flatten()[chosen] > 0)
+        quality.update(tokens, sae.decode(feature_acts), firings, recorded[chosen])
 
     in_halves(add, chosen)
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from encoders.wrapper import Activations
 from plumbing import files
-from training.activations import Batch
 
 
 class RecordedTokens:
@@ -31,17 +31,19 @@ class RecordedTokens:
         """Bytes of the file with every row."""
         return n_rows * (4 * sum(widths.values()) + 1)
 
-    def write(self, batch: Batch):
+    def write(self, batch: Activations):
         """Keep what a batch's rows record."""
         if os.fstat(self.open).st_nlink == 0:  # another process found the disk full
             return
-        chosen, rows = batch.recorded_tokens()
-        alone = torch.bincount(rows, minlength=len(batch.rows))[rows] == 1
-        vectors = torch.cat([batch.flat(layer, chosen[alone]) for layer in self.widths], dim=1).cpu().numpy()
+        chosen, items, _ = batch.recorded_tokens()
+        rows = np.asarray(batch.rows)[items.cpu().numpy()]
+        alone = np.bincount(rows)[rows] == 1
+        chosen = chosen[torch.from_numpy(alone).to(chosen.device)]
+        vectors = torch.cat([batch.flat(layer, chosen) for layer in self.widths], dim=1).cpu().numpy()
         try:
-            for position, vector in zip(rows[alone].tolist(), vectors, strict=True):
-                self._write(vector.tobytes(), batch.rows[position] * self.row_bytes)
-                self._write(b"\1", self.n_rows * self.row_bytes + batch.rows[position])
+            for row, vector in zip(rows[alone].tolist(), vectors, strict=True):
+                self._write(vector.tobytes(), row * self.row_bytes)
+                self._write(b"\1", self.n_rows * self.row_bytes + row)
         except OSError as error:
             if not files.is_full(error):
                 raise
