@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from comparing.results import METRICS
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
 from showing.figures import plot_layers, plot_matrix
 from showing.tables import comparison_csv, comparison_json, print_matrix, print_pair
-
-METRICS = ("wmppc", "mppc", "hungarian", "cka", "mutual_knn")
 
 
 @script

@@ -17,13 +17,9 @@ from comparing.draws import chosen_rows, shuffled_blocks, shuffled_rows
 from comparing.kept import read_kept, write_kept
 from comparing.pearson import Maxima, Sums
 from comparing.reader import Reader, own_rows
-from comparing.results import Cell, Direction, Score
+from comparing.results import OLDER, Cell, Direction, Score
 from plumbing.errors import UserError
 from plumbing.processes import add_up, anywhere, first_process_says, team
-
-OLDER = ("hungarian", "cka", "mutual_knn")  # scores of the last layers only, the same in both directions
-
-METRICS = ("wmppc", "mppc", *OLDER)
 
 N_NEIGHBOURS, NEIGHBOUR_ROWS = (
     10,

@@ -6,6 +6,9 @@ import numpy as np
 
 import features
 
+OLDER = ("hungarian", "cka", "mutual_knn")  # scores of the last layers only, the same in both directions
+METRICS = ("wmppc", "mppc", *OLDER)
+
 DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
 
 
