@@ -4,6 +4,16 @@ import numpy as np
 import scipy.sparse
 
 import features
+from plumbing import files
+from training import unfinished
+
+
+def empty_folder(name):
+    """The folder of a run that is to be written; what there was of a run of that name is removed."""
+    path = features.run_path(name)
+    files.make_folder(path)
+    unfinished.clear(path)
+    return path
 
 
 def make_run(
@@ -13,7 +23,7 @@ def make_run(
     n_samples = len(next(iter(layers.values())))
     ids = ids or [f"sample{row}" for row in range(n_samples)]
     captions = captions or [f"caption {row}" for row in range(n_samples)]
-    path = features.start_run(name)
+    path = empty_folder(name)
     features.write_samples(
         path, [{"id": i, "image": f"{i}.png", "caption": text} for i, text in zip(ids, captions, strict=True)]
     )

@@ -20,6 +20,7 @@ import features
 from comparing import kept as kept_module
 from plumbing import commandline, files
 from plumbing.errors import UserError
+from training.unfinished import Unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,8 @@ def test_what_is_recorded_is_read_back_in_row_order_over_many_parts():
 def test_some_rows_are_read_from_the_files_that_hold_them(rows, monkeypatch):
     x = codes(n_samples=25)
     run = make_run("clip", {"layer0": x}, part_rows=4)
-    read, opened = features._read_part, []
-    monkeypatch.setattr(features, "_read_part", lambda part: opened.append(part.name) or read(part))
+    read, opened = features.read_part, []
+    monkeypatch.setattr(features, "read_part", lambda part: opened.append(part.name) or read(part))
     blocks = [block.toarray() for block in run.blocks("layer0", slice(*rows))]
     np.testing.assert_array_equal(np.vstack([np.empty((0, 6)), *blocks]), x[slice(*rows)])
     first, last = rows[0], min(rows[1], 25)
@@ -126,10 +127,12 @@ def test_a_missing_part_is_refused():
 
 def test_an_existing_run_is_kept_unless_told_otherwise():
     run = make_run("clip", {"layer0": codes()})
+    folder = Unfinished(run.path)
     with pytest.raises(UserError, match="run 'clip' exists: choose another --runname, or add --overwrite"):
-        features.start_run("clip")
+        folder.check(None)
     assert features.open_run("clip") == run
-    assert list(features.start_run("clip", overwrite=True).iterdir()) == []
+    folder.start({"runs": {"clip": {}}})
+    assert [file.name for file in run.path.iterdir()] == ["unfinished.json"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -167,8 +170,8 @@ def test_overwriting_removes_the_run_and_follows_no_link(tmp_path):
     (run.path / "layer1").rename(tmp_path / "archive" / "layer1")
     (run.path / "layer1").symlink_to(tmp_path / "archive" / "layer1")
     (run.path / "notes.txt").write_text("mine")
-    features.start_run("clip", overwrite=True)
-    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+    Unfinished(run.path).start({"runs": {"clip": {}}})
+    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "unfinished.json"]
     assert (tmp_path / "archive" / "layer1" / "features-00000.npz").exists()
 
 

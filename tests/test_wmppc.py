@@ -186,7 +186,6 @@ def test_finished_pairs_are_kept_until_a_run_changes(monkeypatch):
     assert matched == [("A", "B")]
     wmppc.main(["--source", "A", "B", "--target", "C", "B"])  # goes on where the matrix was
     assert matched == [("A", "B"), ("A", "C"), ("B", "C"), ("B", "B")]
-    features.start_run("B", overwrite=True)
     make_run("B", {"layer0": codes(8, 16)})
     assert wmppc.main(["--source", "A", "--target", "B"]) != first
     assert matched[4:] == [("A", "B")]

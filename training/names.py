@@ -26,12 +26,12 @@ def open_data(arguments: argparse.Namespace) -> data.Pairs:
 def check_names(arguments: argparse.Namespace, pairs: Any):
     """Refuse a bad name, and a folder that may not be written to, before anything that takes time."""
     paths = [features.run_path(name) for name in name_variants(arguments, pairs)]
-    for path in paths:
-        features.check_place(path)
-        check_given(arguments.sae, path)
+    folders = [Unfinished(path) for path in paths]
+    for one in folders:
+        one.check_place()
+        check_given(arguments.sae, one.folder)
     if os.environ.get("RANK", "0") != "0":  # the first process, which locks the folders, may be ahead
         return
-    folders = [Unfinished(path) for path in paths]
     marked = not arguments.overwrite and any(one.mark() for one in folders)
     for one in folders:
         one.check_idle()

@@ -37,7 +37,7 @@ def open_folders(work: Work, overwrite: bool) -> float:
 def check_folders(work: Work, overwrite: bool):
     """Refuse the folders that this command may not write to."""
     for one in work.unfinished():
-        features.check_place(one.folder)
+        one.check_place()
         one.check_idle()
     if not overwrite and not can_resume(work):
         for one in work.unfinished():

@@ -1,10 +1,11 @@
-"""A run folder while a command works on it: whose it is (a mark), who is at work (a lock), what it resumes from.
+"""A run folder while a command works on it: whose it is (a mark), who is at work (a lock), what may be removed.
 
 The mark is `unfinished.json`: the settings that a command must match to resume. The lock is advisory, and the
 system releases it when its holder dies; on a file system without locks that is said, and nothing is locked.
 """
 
 import fcntl
+import fnmatch
 import json
 import os
 import socket
@@ -16,6 +17,23 @@ import features
 from plumbing import files
 from plumbing.errors import UserError
 
+LOCK = "unfinished.lock"
+
+# What a run consists of, besides its mark and its lock: the files of its folder, and of the folders in it.
+FILES = (
+    features.MANIFEST,
+    "samples.jsonl",
+    "training_curve.png",
+    "layer*.pt",
+    "unfinished-*",
+    *files.TEMPORARY,
+)
+
+FOLDERS = {
+    "layer*": ("features-*.npz", "cfg.json", "sae_weights.safetensors", *files.TEMPORARY),
+    "pairs": ("*.json", *files.TEMPORARY),
+}
+
 _held: dict[Path, int] = {}  # the open lock files of this process
 
 
@@ -24,7 +42,7 @@ class Unfinished:
 
     def __init__(self, folder: Path):
         self.folder, self.file = folder, folder / features.UNFINISHED
-        self.lock_file = folder / features.LOCK
+        self.lock_file = folder / LOCK
 
     def mark(self) -> dict[str, Any] | None:
         """The settings of the command that owns the folder; None where there is no mark."""
@@ -41,6 +59,20 @@ class Unfinished:
             "another --runname"
         )
 
+    def check_place(self):
+        """Refuse what cannot be a run's folder: a file, a link to nothing, a place that cannot be written to."""
+        for place in (features.ROOT, self.folder):
+            if os.path.lexists(place) and not place.is_dir():
+                what = "a link to a folder that is not there" if place.is_symlink() else "a file"
+                raise UserError(
+                    f"{place} is {what}, and a run needs a folder: move it away, or make what it names"
+                )
+        nearest = next(place for place in (self.folder, features.ROOT, Path()) if place.is_dir())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{nearest.resolve()} cannot be written to: change its permissions, or work elsewhere"
+            )
+
     def check(self, identity: dict[str, Any] | None):
         """Refuse, before anything is touched, a folder that is not free for a command of this `identity`.
 
@@ -48,7 +80,7 @@ class Unfinished:
         """
         mark = self.mark()
         if mark is None:
-            features.check_free(self.folder)
+            self._check_free()
         elif identity is not None and has_begun(mark):
             difference = first_difference(mark, identity)
             if difference:
@@ -57,15 +89,27 @@ class Unfinished:
                     "again to finish it, add --overwrite to drop it, or choose another --runname"
                 )
 
+    def _check_free(self):
+        """Refuse a whole run, and a folder without a mark that holds anything."""
+        if features.is_whole(self.folder):
+            raise UserError(
+                f"run {self.folder.name!r} exists: choose another --runname, or add --overwrite to replace it"
+            )
+        if others := [] if self.file.exists() else other_names(self.folder):
+            raise UserError(
+                f"{self.folder} holds no whole run and is not empty ({', '.join(others[:3])}): choose another "
+                "--runname, move it away, or add --overwrite to remove what there is of a run"
+            )
+
     def start(self, identity: dict[str, Any]):
         """Empty the folder of any run and mark it as this command's.
 
         What an older command would resume from goes before the new mark comes, so that no mark ever stands beside
         the state of another command. What no run consists of stays.
         """
-        features.withdraw(self.folder)
+        withdraw(self.folder)
         files.write_text(self.file, json.dumps(identity) + "\n")
-        others = features.clear(self.folder)
+        others = clear(self.folder)
         if others:
             print(f"left alone in {self.folder}, as no part of a run: {', '.join(others)}", file=sys.stderr)
 
@@ -117,6 +161,44 @@ class Unfinished:
                 f"{self.folder} cannot be locked ({error.strerror}): take care that no other command writes to it",
                 file=sys.stderr,
             )
+
+
+def withdraw(folder: Path):
+    """Remove the manifest, so that the run is no longer whole, and then what a command would resume from."""
+    (folder / features.MANIFEST).unlink(missing_ok=True)
+    for state in folder.glob("unfinished-*"):
+        state.unlink(missing_ok=True)
+    files.sync(folder)
+
+
+def clear(folder: Path) -> list[str]:
+    """Remove what a run consists of; returns the names of all else, which stays. Links are not followed."""
+    for pattern, names in FOLDERS.items():
+        for inner in folder.glob(pattern):
+            if inner.is_symlink():
+                inner.unlink()
+            elif inner.is_dir():
+                remove(inner, names)
+                if not any(inner.iterdir()):
+                    inner.rmdir()
+    remove(folder, FILES)
+    files.sync(folder)
+    return other_names(folder)
+
+
+def remove(folder: Path, patterns: tuple[str, ...]):
+    """Remove a folder's files of these names."""
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_symlink() or file.is_file():
+                file.unlink()
+
+
+def other_names(folder: Path) -> list[str]:
+    """What a folder holds besides a command's mark, its lock and temporary files."""
+    names = sorted(file.name for file in folder.glob("*"))
+    own = (features.UNFINISHED, LOCK, *files.TEMPORARY)
+    return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in own)]
 
 
 def is_file(handle: int, path: Path) -> bool:
