@@ -1,164 +1,84 @@
-"""The encoders: a literal table of them, and one wrapper that hands out the activations of their blocks.
+"""The encoders: a literal table of them, and one function that loads any. `uv run check.py` prints the table.
 
-To add an encoder, add a row to REGISTRY and, where none of the loaders fits, a function that returns
-its `Parts`. `uv run wrappedmodels.py` prints the table.
+To add an encoder, add a row to REGISTRY and, where none of the loaders fits, a function in `encoders/` that returns
+its `Parts`. Importing this file must not import torch, which takes seconds: loaders are named, not imported.
 """
 
 import difflib
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from encoders.from_open_clip import open_clip_image, open_clip_text
-from encoders.from_timm import timm_image
-from encoders.from_transformers import OtherFamily, hf_audio, hf_image, hf_text
-from encoders.hub import DINOV2, UnknownName, quiet
-from encoders.self_test import runs
-from encoders.wrapper import Parts, Row, WrappedModel
+from encoders.hub import DINOV2, OtherRow, UnknownName, quiet
+from encoders.row import Row
 from plumbing.errors import UserError
 
+if TYPE_CHECKING:
+    import encoders.wrapper
 
-def nearest(name: str) -> str:
-    """'did you mean A, B? ' of the paper's checkpoints, or nothing."""
-    known = sorted({checkpoint for row in REGISTRY.values() for checkpoint in row.checkpoints} | set(DINOV2))
-    close = [other for other in difflib.get_close_matches(name, known, 3, 0.9) if other != name]
-    return f"did you mean {', '.join(close)}? " if close else ""
+CLIP_B, CLIP_L = "ViT-B/32-quickgelu", "ViT-L/14-quickgelu"
+DFN_B, DFN_L = "hf-hub:apple/DFN2B-CLIP-ViT-B-16", "hf-hub:apple/DFN2B-CLIP-ViT-L-14"
+SIGLIP_B, SIGLIP_L = "google/siglip2-base-patch16-224", "google/siglip2-large-patch16-384"
+VIT_B, VIT_L = "google/vit-base-patch16-224", "google/vit-large-patch16-384"
+CLAP = "laion/clap-htsat-unfused"
 
-
-CLIP = (
-    "ViT-B/32-quickgelu",
-    "ViT-L/14-quickgelu",
-    "hf-hub:apple/DFN2B-CLIP-ViT-B-16",
-    "hf-hub:apple/DFN2B-CLIP-ViT-L-14",
-)
-
-SIGLIP2 = ("google/siglip2-base-patch16-224", "google/siglip2-large-patch16-384")
-
-REGISTRY: dict[str, Row] = {
-    "ClipVision": Row(
-        "image",
-        "--clip_model_name",
-        "ViT-L/14-quickgelu",
-        open_clip_image,
-        "visual.transformer.resblocks",
-        "cls",
-        "OpenAI's CLIP and DFN: a name or MODEL/TAG of open_clip, hf-hub:OWNER/NAME or local-dir:FOLDER",
-        checkpoints=CLIP,
-    ),
-    "ClipText": Row(
-        "text",
-        "--clip_model_name",
-        "ViT-L/14-quickgelu",
-        open_clip_text,
-        "transformer.resblocks",
-        "end_of_text",
-        "causal: token 0 is the same for every caption",
-        checkpoints=CLIP,
-    ),
-    "SigLIP2Vision": Row(
-        "image",
-        "--siglip2_model_name",
-        "google/siglip2-large-patch16-384",
-        hf_image,
-        "encoder.layers",
-        "mean",
-        "no CLS: the codes of the patches are averaged; NaFlex checkpoints too",
-        types=("siglip", "siglip2"),
-        checkpoints=SIGLIP2,
-    ),
-    "SiglipText": Row(
-        "text",
-        "--siglip2_model_name",
-        "google/siglip2-large-patch16-384",
-        hf_text,
-        "encoder.layers",
-        "last",
-        "always 64 tokens, no attention mask",
-        types=("siglip", "siglip2"),
-        checkpoints=SIGLIP2,
-    ),
-    "ViT": Row(
-        "image",
-        "--vit_model_name",
-        "google/vit-large-patch16-384",
-        hf_image,
-        "layers",
-        "cls",
-        types=("vit",),
-        checkpoints=("google/vit-base-patch16-224", "google/vit-large-patch16-384"),
-    ),
-    "DinoV2": Row(
-        "image",
-        "--dino_model_name",
-        "dinov2_vitl14",
-        hf_image,
-        "encoder.layer",
-        "cls",
-        "dinov2_vit{s,b,l,g}14[_reg] are names of facebook/dinov2-…; registers are left out",
-        types=("dinov2", "dinov2_with_registers"),
-        checkpoints=("dinov2_vitb14", "dinov2_vitl14"),
-    ),
-    "Bert": Row(
-        "text",
-        "--bert_model_name",
-        "bert-large-uncased",
-        hf_text,
-        "encoder.layer",
-        "cls",
-        types=("bert",),
-        checkpoints=("bert-base-uncased", "bert-large-uncased"),
-    ),
-    "Deberta": Row(
-        "text",
-        "--deberta_model_name",
-        "microsoft/deberta-large",
-        hf_text,
-        "encoder.layer",
-        "cls",
-        types=("deberta",),
-        checkpoints=("microsoft/deberta-base", "microsoft/deberta-large"),
-    ),
-    "ClapAudio": Row(
-        "audio",
-        "",
-        "laion/clap-htsat-unfused",
-        hf_audio,
-        "audio_encoder.layers.3.blocks",
-        "mean",
-        "the last of four stages; the first ten seconds of a sound",
-        types=("clap",),
-    ),
-    "ClapText": Row("text", "", "laion/clap-htsat-unfused", hf_text, "encoder.layer", "cls", types=("clap",)),
-    "HFVision": Row("image", "", "", hf_image, "", "", "any image encoder of transformers"),
-    "HFText": Row(
-        "text",
-        "",
-        "",
-        hf_text,
-        "",
-        "",
-        "any of transformers: encoder, decoder (its last token), or the encoder of both",
-    ),
-    "TimmVision": Row(
-        "image", "", "", timm_image, "", "", "any model of timm: MODEL.TAG, OWNER/NAME or FOLDER"
-    ),
-    "OpenClipVision": Row("image", "", "", open_clip_image, "", "", "any image tower of open_clip"),
-    "OpenClipText": Row("text", "", "", open_clip_text, "", "", "any text tower of open_clip"),
+# fmt: off
+REGISTRY = {
+    # --model             modality, loader, default checkpoint, blocks, recorded token, flag, types, the paper's checkpoints
+    "ClipVision": Row("image", "from_open_clip.image", CLIP_L, "visual.transformer.resblocks", "cls",
+                      "--clip_model_name", (), (CLIP_B, CLIP_L, DFN_B, DFN_L),
+                      "OpenAI's CLIP and DFN: a name or MODEL/TAG of open_clip, hf-hub:OWNER/NAME or local-dir:FOLDER"),
+    "ClipText": Row("text", "from_open_clip.text", CLIP_L, "transformer.resblocks", "end_of_text",
+                    "--clip_model_name", (), (CLIP_B, CLIP_L, DFN_B, DFN_L),
+                    "causal: token 0 is the same for every caption"),
+    "SigLIP2Vision": Row("image", "from_transformers.image", SIGLIP_L, "encoder.layers", "mean",
+                         "--siglip2_model_name", ("siglip", "siglip2"), (SIGLIP_B, SIGLIP_L),
+                         "no CLS: the codes of the patches are averaged; NaFlex checkpoints too"),
+    "SiglipText": Row("text", "from_transformers.text", SIGLIP_L, "encoder.layers", "last",
+                      "--siglip2_model_name", ("siglip", "siglip2"), (SIGLIP_B, SIGLIP_L),
+                      "always 64 tokens, no attention mask"),
+    "ViT": Row("image", "from_transformers.image", VIT_L, "layers", "cls",
+               "--vit_model_name", ("vit",), (VIT_B, VIT_L)),
+    "DinoV2": Row("image", "from_transformers.image", "dinov2_vitl14", "encoder.layer", "cls",
+                  "--dino_model_name", ("dinov2", "dinov2_with_registers"), ("dinov2_vitb14", "dinov2_vitl14"),
+                  "dinov2_vit{s,b,l,g}14[_reg] are names of facebook/dinov2-…; registers are left out"),
+    "Bert": Row("text", "from_transformers.text", "bert-large-uncased", "encoder.layer", "cls",
+                "--bert_model_name", ("bert",), ("bert-base-uncased", "bert-large-uncased")),
+    "Deberta": Row("text", "from_transformers.text", "microsoft/deberta-large", "encoder.layer", "cls",
+                   "--deberta_model_name", ("deberta",), ("microsoft/deberta-base", "microsoft/deberta-large")),
+    "ClapAudio": Row("audio", "from_transformers.audio", CLAP, "audio_encoder.layers.3.blocks", "mean",
+                     types=("clap",), note="the last of four stages; the first ten seconds of a sound"),
+    "ClapText": Row("text", "from_transformers.text", CLAP, "encoder.layer", "cls", types=("clap",)),
+    "HFVision": Row("image", "from_transformers.image", note="any image encoder of transformers"),
+    "HFText": Row("text", "from_transformers.text",
+                  note="any of transformers: encoder, decoder (its last token), or the encoder of both"),
+    "TimmVision": Row("image", "from_timm.image", note="any model of timm: MODEL.TAG, OWNER/NAME or FOLDER"),
+    "OpenClipVision": Row("image", "from_open_clip.image", note="any image tower of open_clip"),
+    "OpenClipText": Row("text", "from_open_clip.text", note="any text tower of open_clip"),
 }
+# fmt: on
 
 
-def demo_row(model: str, folder: str, **changes) -> Row:
+def demo_row(model: str, folder: str, note: str = "the demo's", random_weights: int | None = None) -> Row:
     """The ordinary row of a family, pointed at one of the demo's small encoders."""
-    small = dict(
-        checkpoint=f"toyworld/weights/{folder}", checkpoints=(), flag="", expansion_factor=4, top_k=16
+    return REGISTRY[model]._replace(
+        checkpoint=f"toyworld/weights/{folder}",
+        checkpoints=(),
+        flag="",
+        note=note,
+        expansion_factor=4,
+        top_k=16,
+        random_weights=random_weights,
     )
-    return REGISTRY[model]._replace(**small, **changes)
 
 
 REGISTRY |= {
-    "DemoClipVision": demo_row("ClipVision", "clip", note="the demo's"),
-    "DemoClipText": demo_row("ClipText", "clip", note="the demo's"),
-    "DemoViT": demo_row("ViT", "vit", note="the demo's"),
-    "DemoDino": demo_row("DinoV2", "dino", note="the demo's"),
-    "DemoBert": demo_row("Bert", "bert", note="the demo's"),
-    "DemoRandomVision": demo_row("ClipVision", "clip", note="the demo's control", random_weights=0),
+    "DemoClipVision": demo_row("ClipVision", "clip"),
+    "DemoClipText": demo_row("ClipText", "clip"),
+    "DemoViT": demo_row("ViT", "vit"),
+    "DemoDino": demo_row("DinoV2", "dino"),
+    "DemoBert": demo_row("Bert", "bert"),
+    "DemoRandomVision": demo_row("ClipVision", "clip", "the demo's control", random_weights=0),
 }
 
 
@@ -170,7 +90,7 @@ def load(
     blocks: str | None = None,
     device: str = "cpu",
     random_weights: int | None = None,
-) -> WrappedModel:
+) -> "encoders.wrapper.WrappedModel":
     """Load a row's encoder, frozen and in eval mode, without touching any random number generator.
 
     `token`: "own" (the row's), "first" (the original's) or "mean" (of the codes of all unmasked tokens).
@@ -178,40 +98,69 @@ def load(
     `random_weights`: a seed; draw the weights of the same architecture instead of loading the trained ones.
     Raises UserError for an unknown model, checkpoint, token or block path.
     """
-    if model not in REGISTRY:
-        raise UserError(f"unknown model {model!r}; --model takes one of {', '.join(REGISTRY)}")
+    row = find_row(model)
     if token not in ("own", "first", "mean"):
         raise UserError(f"unknown token {token!r}; --token takes own, first or mean")
-    row = REGISTRY[model]
     checkpoint = checkpoint or row.checkpoint
     if not checkpoint:
         raise UserError(f"{model} is a row for many encoders: name one with --checkpoint ({row.note})")
-    seed = row.random_weights if random_weights is None else random_weights
     row = row._replace(blocks=blocks or row.blocks)
+    seed = row.random_weights if random_weights is None else random_weights
     try:
-        parts = build(row, checkpoint, seed)
+        return build(model, checkpoint, row, token, device, seed)
     except UnknownName as error:
-        raise UserError(f"{error.message}; {nearest(error.name)}{error.hint}") from error
-    except OtherFamily as error:
-        raise UserError(f"{error}; use {rows_for(error.model_type)}") from error
+        checkpoints = {name for row in REGISTRY.values() for name in row.checkpoints} | DINOV2.keys()
+        raise UserError(
+            f"{error.message}; {did_you_mean(error.name, checkpoints, 0.9)}{error.hint}"
+        ) from error
+    except OtherRow as error:
+        raise UserError(f"{error}; use {rows_for(error.model_type, row)}") from error
+
+
+def find_row(model: str) -> Row:
+    """A row of the registry by its name."""
+    if model not in REGISTRY:
+        close = did_you_mean(model, REGISTRY, 0.65)
+        raise UserError(f"unknown model {model!r}; {close}--model takes one of {', '.join(REGISTRY)}")
+    return REGISTRY[model]
+
+
+def did_you_mean(name: str, known: Iterable[str], alike: float) -> str:
+    """'did you mean A or B? ' of the known names that are `alike` (1: the same) in whichever case, or nothing."""
+    spelled = {other.lower(): other for other in sorted(known) if other != name}
+    close = [spelled[other] for other in difflib.get_close_matches(name.lower(), spelled, 3, alike)]
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def rows_for(model_type: str, row: Row) -> str:
+    """What to type for a checkpoint that is not `row`'s: the rows of transformers' `model_type`.
+
+    Where there is none, the rows for any model of the same library; with "", those that load it as `row` does.
+    """
+    library = row.loader.partition(".")[0] if model_type else row.loader
+    own = [name for name in REGISTRY if not name.startswith("Demo") and model_type in REGISTRY[name].types]
+    generic = [
+        name for name, other in REGISTRY.items() if not other.checkpoint and other.loader.startswith(library)
+    ]
+    return " or ".join(f"--model {name}" for name in own or generic)
+
+
+def build(
+    model: str, checkpoint: str, row: Row, token: str, device: str, seed: int | None
+) -> "encoders.wrapper.WrappedModel":
+    """Call a row's loader and wrap its parts; weights are drawn, from `seed`, before any are loaded."""
+    import torch
+
+    from encoders.self_test import check_complete
+    from encoders.wrapper import WrappedModel
+
+    file, function = row.loader.split(".")
+    loader = getattr(importlib.import_module(f"encoders.{file}"), function)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        parts = loader(checkpoint, row, seed)
     own = row.token or parts.token
     row = row._replace(blocks=row.blocks or parts.blocks, token=own if token == "own" else token)
     encoder = WrappedModel(model, checkpoint, row, parts, device)
-    with runs(checkpoint):
-        encoder.check_complete()
+    check_complete(encoder)
     return encoder
-
-
-def rows_for(model_type: str) -> str:
-    """What to type for a checkpoint of transformers' `model_type`."""
-    rows = [name for name, row in REGISTRY.items() if model_type in row.types and not name.startswith("Demo")]
-    return " or ".join(f"--model {name}" for name in rows or ("HFVision", "HFText"))
-
-
-def build(row: Row, checkpoint: str, seed: int | None) -> Parts:
-    """Call a row's loader; building a model draws its weights, from `seed`, before any are loaded."""
-    import torch
-
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        return row.loader(checkpoint, row, seed)

@@ -4,15 +4,24 @@ import difflib
 import functools
 import html
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
+import open_clip
+import torch
 from jaxtyping import Bool, Int
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from encoders.from_timm import timm_layout
-from encoders.hub import from_hub, local_folder
-from encoders.inputs import as_text, transformed, words, words_and_last, words_and_one_more
-from encoders.wrapper import Parts, Row, hf_blocks
+from encoders.blocks import hf_blocks
+from encoders.from_timm import Layout, timm_layout
+from encoders.hub import OtherRow, from_hub, local_folder
+from encoders.inputs import Inputs, as_text, transformed, words, words_and_last, words_and_one_more
+from encoders.row import Row
+from encoders.wrapper import Parts
 from plumbing.errors import UserError
+
+Tokenizer = Callable[[list[str]], Int[Tensor, "caption token"]]
 
 
 def open_clip_name(name: str) -> tuple[str, str, str]:
@@ -21,8 +30,6 @@ def open_clip_name(name: str) -> tuple[str, str, str]:
     ViT-L/14-quickgelu and ViT-L-14-quickgelu (OpenAI's weights), ViT-B-32/laion2b_s34b_b79k (model/tag),
     hf-hub:owner/name, local-dir:FOLDER, FOLDER.
     """
-    import open_clip
-
     if name.startswith("hf-hub:"):
         return name, "", name.removeprefix("hf-hub:")
     if folder := local_folder(name):
@@ -37,13 +44,11 @@ def open_clip_name(name: str) -> tuple[str, str, str]:
             "or write hf-hub:OWNER/NAME, local-dir:FOLDER or MODEL/TAG"
         )
     tag = pretrained_tag(name, model, tag)
-    return model, tag, open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rstrip("/")
+    return model, tag, str(open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")).rstrip("/")
 
 
 def pretrained_tag(name: str, model: str, tag: str) -> str:
     """The tag asked for, else `openai`, else the only one there is; UserError with the choices otherwise."""
-    import open_clip
-
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag in tags:
         return tag
@@ -53,10 +58,8 @@ def pretrained_tag(name: str, model: str, tag: str) -> str:
     raise UserError(f"{name!r} does not say which weights to take; choose one of {choices}")
 
 
-def open_clip_model(name: str, seed: int | None) -> tuple[Any, Callable[[], Any]]:
+def load(name: str, seed: int | None) -> tuple[nn.Module, Callable[[], Tokenizer]]:
     """Build an open_clip model in single precision; also what makes its tokenizer."""
-    import open_clip
-
     model, tag, repository = open_clip_name(name)
     options = dict(open_clip.get_pretrained_cfg(model, tag)) if tag else {}
     recipe = {key: options[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in options}
@@ -67,37 +70,37 @@ def open_clip_model(name: str, seed: int | None) -> tuple[Any, Callable[[], Any]
         load_weights=seed is None,
         require_pretrained=seed is None,  # else a folder or repository without weights means random ones
         pretrained_text=False,  # nor fetch a text tower's own weights, which the checkpoint replaces
-        force_quick_gelu=options.get("quick_gelu", False),  # ViT-B-32 with OpenAI's weights needs it too
+        force_quick_gelu=bool(options.get("quick_gelu")),  # ViT-B-32 with OpenAI's weights needs it too
         force_preprocess_cfg=recipe,
     )
     tokenizer = functools.partial(open_clip.get_tokenizer, model)
     return from_hub(build, name, repository), lambda: from_hub(tokenizer, name, repository)
 
 
-def open_clip_image(name: str, row: Row, seed: int | None) -> Parts:
+def image(name: str, row: Row, seed: int | None) -> Parts:
     """The image tower of an open_clip model: its own ViT, one of timm, or a ResNet."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-    from torch.utils.data import default_collate
-
-    model, _ = open_clip_model(name, seed)
+    model, _ = load(name, seed)
     keep_only(model, "visual")
-    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    visual = model.visual
+    transform = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
+    layout = image_layout(visual)
+    check_token(name, row, layout["token"])
     return Parts(
         model,
-        lambda batch: model.visual(batch["pixel_values"]),
+        lambda batch: visual(batch["pixel_values"]),
         functools.partial(transformed, transform),
         default_collate,
-        **same_token(name, row, open_clip_layout(model.visual)),
+        **layout,
     )
 
 
-def keep_only(model: Any, child: str):
+def keep_only(model: nn.Module, child: str):
     """Drop a model's other children: the tower that is not wanted need not be moved to the device."""
     for name in [name for name, _ in model.named_children() if name != child]:
         delattr(model, name)
 
 
-def open_clip_layout(visual: Any) -> dict:
+def image_layout(visual: nn.Module) -> Layout:
     """Where an open_clip image tower has its blocks, and what it pools."""
     if hasattr(visual, "trunk"):
         return timm_layout(visual.trunk, "visual.trunk.")
@@ -107,54 +110,60 @@ def open_clip_layout(visual: Any) -> dict:
     return {"blocks": "visual.transformer.resblocks", "token": "mean" if visual.pool_type == "avg" else "cls"}
 
 
-def open_clip_text(name: str, row: Row, seed: int | None) -> Parts:
+def check_token(name: str, row: Row, pooled: str):
+    """Refuse a model that does not pool the token that the row is for."""
+    if row.token and row.token != pooled:
+        raise OtherRow(f"{name!r} pools {pooled}, not {row.token}")
+
+
+class Reading(TypedDict, total=False):
+    """How a text tower is run, which of its tokens count, which one it pools: fields of `Parts`."""
+
+    forward: Callable[[Inputs], object]
+    collate: Callable[[list[Inputs]], Inputs]
+    mask: Callable[[Inputs], Bool[Tensor, "sample token"]]
+    token: str
+    blocks: str
+
+
+def text(name: str, row: Row, seed: int | None) -> Parts:
     """The text tower of an open_clip model: CLIP's causal one, or what its pooling says it is."""
-    model, tokenizer = open_clip_model(name, seed)
+    model, tokenizer = load(name, seed)
     del model.visual
-    text = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
-    reading = same_token(name, row, open_clip_reading(text))
-    return Parts(model, preprocess=functools.partial(open_clip_ids, tokenizer()), **reading)
+    tower = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
+    run = getattr(tower, "encode_text", tower)  # CLIP itself, or a tower of its own
+    whole = Reading(forward=lambda batch: run(batch["input_ids"]), collate=default_collate)
+    reading = whole | (of_transformers(tower) if hasattr(tower, "config") else of_open_clip(tower))
+    check_token(name, row, reading["token"])
+    return Parts(model, preprocess=functools.partial(token_ids, tokenizer()), **reading)
 
 
-def same_token(name: str, row: Row, layout: dict) -> dict:
-    """`layout` as it is; UserError where the model does not pool the token that the row is for."""
-    if row.token and row.token != layout["token"]:
-        generic = "OpenClipVision" if row.modality == "image" else "OpenClipText"
-        raise UserError(f"{name!r} pools {layout['token']}, not {row.token}; use --model {generic}")
-    return layout
+def of_transformers(tower: nn.Module) -> Reading:
+    """A text tower that is a model of transformers behind a pooler of open_clip's."""
+    cls = type(tower.pooler).__name__.startswith("Cls")
+    mask = functools.partial(words, tower.config.pad_token_id)
+    return Reading(mask=mask, token="cls" if cls else "mean", blocks=hf_blocks(tower.transformer))
 
 
-def open_clip_reading(text: Any) -> dict:
-    """How to run an open_clip text tower, which of its tokens count, and which one it pools."""
-    from torch.utils.data import default_collate
-
-    run = getattr(text, "encode_text", text)  # CLIP itself, or a tower of its own
-    whole = {"forward": lambda batch: run(batch["input_ids"]), "collate": default_collate}
-    if hasattr(text, "config"):  # a model of transformers
-        cls = type(text.pooler).__name__.startswith("Cls")
-        mask = functools.partial(words, text.config.pad_token_id)
-        return whole | {
-            "mask": mask,
-            "token": "cls" if cls else "mean",
-            "blocks": hf_blocks(text.transformer),
-        }
-    whole |= {"blocks": "transformer.resblocks"}
-    pool = getattr(text, "text_pool_type", None) or text.pool_type
-    if getattr(text, "cls_emb", None) is not None:  # CoCa appends the token that it pools
-        return whole | {"mask": functools.partial(words_and_one_more, text.pad_id), "token": "last"}
-    if pool not in ("argmax", "eos") or text.attn_mask is None or getattr(text, "use_pad_mask", False):
-        mask = functools.partial(words_and_last, getattr(text, "pad_id", 0))
-        return whole | {"mask": mask, "token": "cls" if pool == "first" else "last"}
-    end = None if pool == "argmax" else getattr(text, "text_eos_id", None) or text.eos_id
-    return whole | {
-        "forward": lambda batch: causal_text(text, batch["input_ids"]),
-        "collate": functools.partial(crop_to_end_of_text, end),
-        "mask": functools.partial(up_to_end_of_text, end),
-        "token": "end_of_text",
-    }
+def of_open_clip(tower: nn.Module) -> Reading:
+    """A text tower of open_clip's own; a causal one is run no further than the longest caption's end."""
+    found = Reading(blocks="transformer.resblocks")
+    pool = getattr(tower, "text_pool_type", None) or tower.pool_type
+    if getattr(tower, "cls_emb", None) is not None:  # CoCa appends the token that it pools
+        return found | Reading(mask=functools.partial(words_and_one_more, tower.pad_id), token="last")
+    if pool not in ("argmax", "eos") or tower.attn_mask is None or getattr(tower, "use_pad_mask", False):
+        mask = functools.partial(words_and_last, getattr(tower, "pad_id", 0))
+        return found | Reading(mask=mask, token="cls" if pool == "first" else "last")
+    end = None if pool == "argmax" else getattr(tower, "text_eos_id", None) or tower.eos_id
+    return found | Reading(
+        forward=lambda batch: causal_text(tower, batch["input_ids"]),
+        collate=functools.partial(crop_to_end_of_text, end),
+        mask=functools.partial(up_to_end_of_text, end),
+        token="end_of_text",
+    )
 
 
-def open_clip_ids(tokenizer: Callable, caption: str) -> dict:
+def token_ids(tokenizer: Tokenizer, caption: str) -> Inputs:
     """One caption as token ids, padded to the context length."""
     special = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip's own, or around one of transformers
     names = getattr(special, "all_special_tokens", ["<start_of_text>", "<end_of_text>"])
@@ -162,29 +171,25 @@ def open_clip_ids(tokenizer: Callable, caption: str) -> dict:
     return {"input_ids": tokenizer([as_text(names, plain)])[0]}
 
 
-def end_of_text(ids: Int[Any, "sample token"], end: int | None) -> Int[Any, " sample"]:
+def end_of_text(ids: Int[Tensor, "sample token"], end: int | None) -> Int[Tensor, " sample"]:
     """Where captions end: at the first id `end`, or, as in CLIP, at the highest id."""
     return ids.argmax(1) if end is None else (ids == end).int().argmax(1)
 
 
-def crop_to_end_of_text(end: int | None, items: list) -> dict:
+def crop_to_end_of_text(end: int | None, items: list[Inputs]) -> Inputs:
     """Stack captions up to the longest end of text: a causal model puts nothing of use behind it."""
-    import torch
-
     ids = torch.stack([item["input_ids"] for item in items])
     return {"input_ids": ids[:, : int(end_of_text(ids, end).max()) + 1]}
 
 
-def up_to_end_of_text(end: int | None, batch: dict) -> Bool[Any, "sample token"]:
+def up_to_end_of_text(end: int | None, batch: Inputs) -> Bool[Tensor, "sample token"]:
     """True from the start of text to the end of text, both included."""
-    import torch
-
     ids = batch["input_ids"]
     return torch.arange(ids.shape[1], device=ids.device) <= end_of_text(ids, end)[:, None]
 
 
-def causal_text(text: Any, ids: Int[Any, "sample token"]) -> Any:
+def causal_text(tower: nn.Module, ids: Int[Tensor, "sample token"]) -> Tensor:
     """CLIP's text blocks on captions shorter than the context, which open_clip's own forward refuses."""
     n_tokens = ids.shape[1]
-    embedded = text.token_embedding(ids) + text.positional_embedding[:n_tokens]
-    return text.transformer(embedded, attn_mask=text.attn_mask[:n_tokens, :n_tokens])
+    embedded = tower.token_embedding(ids) + tower.positional_embedding[:n_tokens]
+    return tower.transformer(embedded, attn_mask=tower.attn_mask[:n_tokens, :n_tokens])

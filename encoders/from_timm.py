@@ -2,20 +2,33 @@
 
 import difflib
 import functools
-from typing import Any
+from typing import TypedDict
 
+import timm
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torch.utils.data import default_collate
+
+from encoders.blocks import choose_blocks
 from encoders.hub import from_hub, local_folder
 from encoders.inputs import transformed
-from encoders.wrapper import Parts, Row, choose_blocks
+from encoders.row import Row
+from encoders.wrapper import Parts
 from plumbing.errors import UserError
 
 
-def timm_image(name: str, row: Row, seed: int | None) -> Parts:
-    """An image encoder of timm."""
-    import timm
-    from timm.data import create_transform, resolve_model_data_config
-    from torch.utils.data import default_collate
+class Layout(TypedDict, total=False):
+    """Where an image tower has its blocks, and which of its tokens mean what: fields of `Parts`."""
 
+    blocks: str
+    token: str
+    registers: slice
+    channels_last: bool
+    widths: frozenset[int]
+
+
+def image(name: str, row: Row, seed: int | None) -> Parts:
+    """An image encoder of timm."""
     source, repository = timm_name(name)
     tower = from_hub(functools.partial(timm.create_model, source, pretrained=seed is None), name, repository)
     transform = create_transform(**resolve_model_data_config(tower), is_training=False)
@@ -30,8 +43,6 @@ def timm_image(name: str, row: Row, seed: int | None) -> Parts:
 
 def timm_name(name: str) -> tuple[str, str]:
     """Read a checkpoint's name as (timm's name, hub repository): MODEL[.TAG], OWNER/NAME, FOLDER."""
-    import timm
-
     if folder := local_folder(name):
         return f"local-dir:{folder}", ""
     if "/" in name:
@@ -44,10 +55,10 @@ def timm_name(name: str) -> tuple[str, str]:
             "or write OWNER/NAME of the hub or local-dir:FOLDER"
         )
     settings = timm.get_pretrained_cfg(name)
-    return name, (settings and settings.hf_hub_id) or ""
+    return name, getattr(settings, "hf_hub_id", None) or ""
 
 
-def timm_layout(trunk: Any, prefix: str = "", blocks: str = "") -> dict:
+def timm_layout(trunk: nn.Module, prefix: str = "", blocks: str = "") -> Layout:
     """Where a timm model has its blocks, as it says itself, and which tokens come before the patches."""
     has_cls = getattr(trunk, "cls_token", None) is not None
     pools_cls = has_cls and getattr(trunk, "global_pool", "token") in ("token", "", None)
@@ -60,20 +71,14 @@ def timm_layout(trunk: Any, prefix: str = "", blocks: str = "") -> dict:
     }
 
 
-def timm_widths(trunk: Any) -> frozenset[int]:
+def timm_widths(trunk: nn.Module) -> frozenset[int]:
     """The widths that a timm model declares: of its features, and of its tokens."""
-    widths = {info["num_chs"] for info in getattr(trunk, "feature_info", None) or []}
-    return frozenset(
-        widths
-        | {
-            width
-            for name in ("embed_dim", "num_features")
-            if isinstance(width := getattr(trunk, name, None), int)
-        }
-    )
+    declared = [getattr(trunk, name, None) for name in ("embed_dim", "num_features")]
+    features = [info["num_chs"] for info in getattr(trunk, "feature_info", None) or []]
+    return frozenset(features + [width for width in declared if isinstance(width, int)])
 
 
-def timm_blocks(trunk: Any, prefix: str) -> str:
+def timm_blocks(trunk: nn.Module, prefix: str) -> str:
     """The modules that timm lists as a model's features, without a stem's lone activation."""
     modules = dict(trunk.named_modules())
     names = [info["module"] for info in getattr(trunk, "feature_info", None) or []]

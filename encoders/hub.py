@@ -1,11 +1,12 @@
 """Names of checkpoints: folders, the Hugging Face cache, and the hub where it answers."""
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TypeVar
 
 from plumbing.errors import UserError, first_line
 
@@ -14,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LFS = b"version https://git-lfs"  # how the file begins that Git keeps in place of a large one
 
 
-def from_hub(build: Callable[[], Any], name: str, repository: str) -> Any:
+Built = TypeVar("Built")
+
+
+def from_hub(build: Callable[[], Built], name: str, repository: str) -> Built:
     """Call `build` on what is cached; only where that fails and the hub answers, let it download.
 
     The hub's clients retry a dead network for 20 seconds a file and ask it even for what is cached.
@@ -57,6 +61,17 @@ class UnknownName(UserError):
     def __init__(self, name: str, message: str, hint: str):
         super().__init__(f"{message}; {hint}")
         self.name, self.message, self.hint = name, message, hint
+
+
+class OtherRow(UserError):
+    """A checkpoint that another row takes.
+
+    `model_type`: transformers' word for it; "" where only a row that asks the model can take it.
+    """
+
+    def __init__(self, message: str, model_type: str = ""):
+        super().__init__(message)
+        self.model_type = model_type
 
 
 def reach(name: str, repository: str, offline: bool, missing: Exception):
@@ -108,6 +123,15 @@ def quiet():
         yield
     finally:
         logging.disable(disabled)
+
+
+def file_stamp(checkpoint: str) -> str:
+    """Names, sizes and dates of a folder's files, as sha256, or the commit of a snapshot in the hub's cache."""
+    if folder := local_folder(checkpoint):
+        found = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())
+        lines = (f"{name} {state.st_size} {state.st_mtime_ns}\n" for name, state in found)
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return hub_commit(DINOV2.get(checkpoint, checkpoint).removeprefix("hf-hub:"))
 
 
 def hub_commit(repository: str) -> str:

@@ -2,33 +2,40 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
-from jaxtyping import Bool
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+Sound = tuple[Float[np.ndarray, " frame"], int]  # mono, in -1..1, and its sampling rate in Hz
+
+Item = Image.Image | str | Sound  # a picture, a caption or a sound
+
+Inputs = dict[str, Tensor]  # one item's tensors, or a batch's: the names are those of the model's arguments
 
 
-def transformed(transform: Callable, picture: Any) -> dict:
+def transformed(transform: Callable[[Image.Image], Tensor], picture: Image.Image) -> Inputs:
     """One picture through a torchvision transform."""
     return {"pixel_values": transform(picture.convert("RGB"))}
 
 
-def words(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+def words(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
     """True at every token that is no padding."""
     return batch["input_ids"] != padding
 
 
-def words_and_last(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+def words_and_last(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
     """True at every token that is no padding, and at the last, which is the one that is pooled."""
     mask = words(padding, batch)
     mask[:, -1] = True
     return mask
 
 
-def words_and_one_more(padding: int, batch: dict) -> Bool[Any, "sample token"]:
+def words_and_one_more(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
     """True at every token that is no padding, and at one that the model appends."""
-    from torch.nn.functional import pad
-
-    return pad(words(padding, batch), (0, 1), value=True)
+    return torch.nn.functional.pad(words(padding, batch), (0, 1), value=True)
 
 
 def as_text(special: list[str], caption: str) -> str:
@@ -41,11 +48,8 @@ def as_text(special: list[str], caption: str) -> str:
     )
 
 
-def sample_item(modality: str, short: bool = False) -> Any:
+def sample_item(modality: str, short: bool = False) -> Item:
     """One item to try an encoder on: a picture of shades, a caption, or a second of a tone at 48 kHz."""
-    import numpy as np
-    from PIL import Image
-
     if modality == "text":
         return "A dog." if short else "Two cats asleep on a pink couch."
     if modality == "audio":

@@ -4,12 +4,18 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
+import numpy as np
+import torch
 from jaxtyping import Float
+from PIL import ImageOps
+from torch import Tensor, nn
 
+from encoders.blocks import block_lists, first_input_of
 from encoders.hub import foreign_errors
-from encoders.wrapper import Activations
+from encoders.inputs import Inputs, Item, sample_item
+from encoders.wrapper import Activations, WrappedModel, n_items
 from plumbing.errors import UserError, first_line
 
 OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
@@ -21,7 +27,15 @@ SAME = 5e-4  # how far a recorded token may move with its batch mates, relative 
 UNKNOWN = 0.5  # the share of unknown tokens above which a tokenizer is not the one of these captions
 
 
-def self_test(encoder: Any, items: list, layers: list[int]):
+class Rows(Protocol):
+    """What the self-test asks of a data set: how many rows it has, and one of them as an encoder takes it."""
+
+    def __len__(self) -> int: ...
+
+    def items(self, row: int, side: str) -> list[Item]: ...
+
+
+def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
     """Run one item alone and beside another, and refuse an encoder whose recorded tokens cannot be trusted.
 
     Raises UserError, which says what is wrong and what could be done.
@@ -37,7 +51,7 @@ def self_test(encoder: Any, items: list, layers: list[int]):
         raise UserError(f"{encoder.checkpoint} fails its self-test: {fault}")
 
 
-def self_test_on(encoder: Any, pairs: Any, layers: list[int]):
+def self_test_on(encoder: WrappedModel, pairs: Rows, layers: list[int]):
     """The self-test on two items of a data set, of captions a short and a long one whose words are known."""
     items = first_items(encoder.modality, pairs)
     if encoder.modality == "text":
@@ -47,7 +61,7 @@ def self_test_on(encoder: Any, pairs: Any, layers: list[int]):
     self_test(encoder, items, layers)
 
 
-def first_items(modality: str, pairs: Any) -> list:
+def first_items(modality: str, pairs: Rows) -> list[Item]:
     """The captions of the first 64 rows, or the first picture (or sound) and the next that is another."""
     if modality == "text":
         return [caption for row in range(min(64, len(pairs))) for caption in pairs.items(row, modality)]
@@ -56,14 +70,12 @@ def first_items(modality: str, pairs: Any) -> list:
     return [first, *itertools.islice((item for item in others if not alike(first, item)), 1)]
 
 
-def alike(one: Any, other: Any) -> bool:
+def alike(one: Item, other: Item) -> bool:
     """Whether two pictures, or two sounds, are the same."""
-    import numpy as np
-
     return np.array_equal(one[0], other[0]) if isinstance(one, tuple) else one == other
 
 
-def check_words(encoder: Any, captions: list[str]):
+def check_words(encoder: WrappedModel, captions: list[str]):
     """Say the share of unknown tokens where it is a tenth, and refuse an encoder that cannot read half of them."""
     share = encoder.unknown_share(captions)
     said = f"the tokenizer of {encoder.checkpoint} does not know {share:.0%} of the tokens of the captions"
@@ -73,7 +85,7 @@ def check_words(encoder: Any, captions: list[str]):
         print(said, file=sys.stderr)
 
 
-def faults_of_form(encoder: Any, found: Activations) -> Iterator[str]:
+def faults_of_form(encoder: WrappedModel, found: Activations) -> Iterator[str]:
     """Outputs that are not one finite vector of the declared width for each token of the mask."""
     for layer, tokens in found.layers.items():
         width = tokens.shape[2]
@@ -98,7 +110,7 @@ def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
             yield f"an item's recorded token moves by {moved:.1%} beside another item, in layer {layer}; {OTHER_ENCODER}"
 
 
-def faults_of_token(encoder: Any, items: list, found: Activations) -> Iterator[str]:
+def faults_of_token(encoder: WrappedModel, items: list[Item], found: Activations) -> Iterator[str]:
     """A CLS that is no token of its own, or a recorded token that says nothing of its item."""
     if encoder.token == "first":  # asked for, so that the original's numbers can be checked
         return
@@ -110,21 +122,29 @@ def faults_of_token(encoder: Any, items: list, found: Activations) -> Iterator[s
             yield f"two different items have the same recorded token in layer {layer}; add --token mean"
 
 
-def has_cls(encoder: Any, item: Any) -> bool:
+def has_cls(encoder: WrappedModel, item: Item) -> bool:
     """Whether the first token is the same for an item and its opposite, as they go into the first block."""
     batch = encoder.collate([encoder.preprocess(each) for each in (item, opposite(item))])
-    tokens = encoder.first_input(batch)
+    tokens = first_input(encoder, batch)
     return tokens is not None and bool((tokens[0, 0] == tokens[1, 0]).all())
 
 
-def opposite(item: Any) -> Any:
-    """A caption backwards; a picture's negative: no part of it is the same."""
-    from PIL import ImageOps
+def first_input(encoder: WrappedModel, batch: Inputs) -> Float[Tensor, "sample token d_in"] | None:
+    """What goes into the block that runs first, as tokens; None where that is no tensor."""
+    named_singly = "," in encoder.path  # then the block in front of them all may not be among them
+    parent = encoder.path.split(",")[0].rpartition(".")[0] if named_singly else ""
+    blocks = [*list(block_lists(encoder.tower).get(parent, []))[:1], *encoder.blocks]
+    with torch.no_grad():
+        found = first_input_of(blocks, lambda: encoder.parts.forward(encoder.placed(batch)))
+    return None if found is None else encoder.as_tokens(found, n_items(batch))
 
+
+def opposite(item: Item) -> Item:
+    """A caption backwards; a picture's negative: no part of it is the same."""
     return item[::-1] if isinstance(item, str) else ImageOps.invert(item.convert("RGB"))
 
 
-def recorded(found: Activations, layer: int) -> Float[Any, "sample d_in"]:
+def recorded(found: Activations, layer: int) -> Float[Tensor, "sample d_in"]:
     """What is recorded of each item: a token, or the mean of several."""
     chosen, items, weights = found.recorded_tokens()
     tokens = found.flat(layer, chosen) * weights[:, None]
@@ -134,11 +154,37 @@ def recorded(found: Activations, layer: int) -> Float[Any, "sample d_in"]:
 @contextlib.contextmanager
 def runs(checkpoint: str):
     """Turn what a library raises while it runs an encoder for the first time into a UserError."""
-    import torch
-
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except foreign_errors() as error:
         raise UserError(f"{checkpoint} cannot be run on one item: {first_line(error)}") from error
+
+
+def check_complete(encoder: WrappedModel):
+    """Refuse a checkpoint that lacks weights which any block depends on; a pooler or a head may be missing."""
+    drawn = encoder.parts.drawn
+    if not drawn:
+        return
+    with runs(encoder.checkpoint):
+        reached = reached_by_blocks(encoder, list(drawn.values()))
+    if names := [name for name, weights in drawn.items() if id(weights) in reached]:
+        raise UserError(
+            f"{encoder.checkpoint!r} lacks weights of its blocks or of what is in front of them: "
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
+        )
+    encoder.parts = encoder.parts._replace(drawn={})  # some may be of a tower that is not wanted
+
+
+def reached_by_blocks(encoder: WrappedModel, weights: list[nn.Parameter]) -> set[int]:
+    """The ids of those weights that a gradient of the blocks' outputs reaches, which therefore depend on them."""
+    batch = encoder.placed(encoder.collate([encoder.preprocess(sample_item(encoder.modality))]))
+    with torch.enable_grad():
+        for each in weights:
+            each.requires_grad_(True)
+        tokens = encoder.tokens(batch, list(range(encoder.n_layers)))
+        total = torch.stack([output.sum() for output in tokens.values()]).sum()
+        gradients = torch.autograd.grad(total, weights, allow_unused=True) if total.requires_grad else []
+    encoder.tower.requires_grad_(False)
+    return {id(each) for each, gradient in zip(weights, gradients, strict=False) if gradient is not None}

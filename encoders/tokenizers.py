@@ -1,11 +1,12 @@
 """Tokenizers of transformers: captions to token ids, and whether a tokenizer knows their words."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto as auto
 
 from encoders.hub import refuse_pointers
-from encoders.inputs import as_text
+from encoders.inputs import Inputs, as_text
 from plumbing.errors import UserError, first_line
 
 END_OF_TEXT = {  # the types of text towers that sum a caption up in the token that ends it
@@ -14,19 +15,12 @@ END_OF_TEXT = {  # the types of text towers that sum a caption up in the token t
 }
 
 
-def read_by(tower: Any) -> list[str]:
-    """The names of a model's inputs: a processor may put out more."""
-    return list(inspect.signature(tower.forward).parameters)
-
-
-def hf_tokenizer(name: str) -> Any:
+def load(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer of transformers; OSError where it has no words.
 
     Where the files of the vocabulary are missing, transformers makes one of the special tokens alone, which
     reads all captions alike.
     """
-    from transformers import AutoTokenizer
-
     refuse_pointers(name, ("*.json", "*.txt"))
     tokenizer = AutoTokenizer.from_pretrained(name)
     try:
@@ -40,7 +34,7 @@ def hf_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def check_vocabulary(name: str, tower: Any, tokenizer: Any):
+def check_vocabulary(name: str, tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
     """Refuse a tokenizer with words that the model has no embedding of; special tokens are read only where used."""
     try:
         n_embedded = getattr(tower.get_input_embeddings(), "num_embeddings", None)
@@ -55,7 +49,7 @@ def check_vocabulary(name: str, tower: Any, tokenizer: Any):
         )
 
 
-def unknown_share(tokenizer: Any, captions: list[str]) -> float:
+def unknown_share(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> float:
     """Which share of the captions' tokens is the unknown one; a caption of no token but special ones is unknown."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     words = [[i for i in ids if i not in special] for ids in tokenizer(captions).input_ids]
@@ -63,7 +57,7 @@ def unknown_share(tokenizer: Any, captions: list[str]) -> float:
     return unknown / max(1, sum(len(ids) or 1 for ids in words))
 
 
-def context(tower: Any, tokenizer: Any) -> int:
+def context(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The longest caption in tokens: RoBERTa and its kin count positions from behind the padding's id."""
     positions = getattr(tower.config, "max_position_embeddings", None) or 0
     positions = positions if positions > 0 else 512  # T5 and XLNet have relative positions
@@ -72,10 +66,8 @@ def context(tower: Any, tokenizer: Any) -> int:
     return min(tokenizer.model_max_length, positions - first)
 
 
-def text_token(config: Any, tokenizer: Any) -> str:
+def text_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Which token a text encoder sums a caption up in: the last of a causal model, CLS, or none."""
-    from transformers.models.auto import modeling_auto as auto
-
     kind = config.model_type
     if kind in END_OF_TEXT:
         return "end_of_text"
@@ -90,26 +82,21 @@ def text_token(config: Any, tokenizer: Any) -> str:
     return "mean"
 
 
-def token_ids(tokenizer: Any, longest: int, caption: str) -> dict:
+def token_ids(tokenizer: PreTrainedTokenizerBase, longest: int, caption: str) -> Inputs:
     """One caption as token ids, cut at `longest`; an empty one is the token that ends or begins a text."""
-    import torch
-
     caption = as_text(tokenizer.all_special_tokens, caption)
     ids = tokenizer(caption, truncation=True, max_length=longest).input_ids
     return {"input_ids": torch.tensor(ids or [tokenizer.eos_token_id or tokenizer.bos_token_id or 0])}
 
 
-def pad(padding: int, items: list) -> dict:
+def pad(padding: int, items: list[Inputs]) -> Inputs:
     """Captions to the length of the longest, padded on the right, with their attention mask."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
     ids = [item["input_ids"] for item in items]
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=padding), "attention_mask": mask}
 
 
-def fixed_ids(tokenizer: Callable, length: int, caption: str) -> dict:
+def fixed_ids(tokenizer: PreTrainedTokenizerBase, length: int, caption: str) -> Inputs:
     """One caption as exactly `length` token ids, padded on the right.
 
     SigLIP was trained on lower case, which the tokenizer that its fixed-size checkpoints name does not make.

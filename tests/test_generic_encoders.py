@@ -657,7 +657,7 @@ def test_check_ends_in_one_line_and_exit_code_two(capsys):
             ["--encoder", "some/thing"],
             "error: 'some/thing' could be any kind of encoder: add --model, one of Clip",
         ),
-        (["--model", "Vit"], "error: unknown model 'Vit'; --model takes one of ClipVision"),
+        (["--model", "Vit"], "error: unknown model 'Vit'; did you mean ViT? --model takes one of ClipVision"),
         (
             ["--encoder", "some/thing", "--model", "ViT"],
             "error: 'some/thing' is not in the Hugging Face cache",

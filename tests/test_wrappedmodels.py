@@ -414,8 +414,9 @@ def complaint(*arguments, **options):
 
 def test_unknown_words_name_the_choices():
     assert complaint("Clip").startswith(
-        "unknown model 'Clip'; --model takes one of ClipVision, ClipText, Sig"
+        "unknown model 'Clip'; did you mean ClipText? --model takes one of ClipVision, ClipText, Sig"
     )
+    assert complaint("vit").startswith("unknown model 'vit'; did you mean ViT? --model takes one of ")
     assert complaint("Bert", token="last") == "unknown token 'last'; --token takes own, first or mean"
 
 
