@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
-import torch.distributed
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import nn
 
 from plumbing.errors import UserError
 from plumbing.files import make_folder, replacing, write_text
-from plumbing.processes import _over_processes
+from plumbing.processes import add_up
 from plumbing.threads import share_out
 from sae_kernels import SumByLatent, _subtract_projections, error_and_products, keep_largest, largest, linear
 
@@ -131,9 +130,9 @@ class TopKSAE(nn.Module):
         values, latents = self._sparse_code(centered, precision)
         error, products = error_and_products(centered, self.W_dec, values, latents)
         squared_error = error.square().sum()
-        n_tokens, total_error = _over_processes(
-            torch.stack([squared_error.new_full((), len(x)), squared_error])
-        )
+        sums = torch.stack([squared_error.new_full((), len(x)), squared_error])
+        add_up(sums)
+        n_tokens, total_error = sums
 
         slope = -2 / (n_tokens * self.d_in)  # the gradient by xhat is slope * error
         values_gradient = (slope * products).masked_fill_(values <= 0, 0)

@@ -4,7 +4,6 @@ from typing import no_type_check
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 

@@ -10,7 +10,7 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from plumbing.compiled import compiled
-from plumbing.threads import _in_parallel, _ranges
+from plumbing.threads import equal_ranges, in_parallel
 
 ENTRY_BYTES = 24  # of an entry of Codes: the CSR, its copy with 16-bit features, and the transposed one
 
@@ -165,8 +165,8 @@ def _sums_of_chunks(matrix: Any, weights: np.ndarray) -> ColumnSums:
 def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
     n = float(weights.sum() if weights.size else len(matrix))
     _, *sums = ColumnSums.of_nothing(matrix.shape[1])
-    ranges = _ranges(np.ones(matrix.shape[1]))
-    _in_parallel(lambda: lambda a, b: _add_dense_columns(a, b, matrix, weights, *sums), ranges)
+    ranges = equal_ranges(np.ones(matrix.shape[1]))
+    in_parallel(lambda: lambda a, b: _add_dense_columns(a, b, matrix, weights, *sums), ranges)
     return ColumnSums(n, *sums)
 
 
@@ -217,8 +217,8 @@ def _fill(matrix: Any, start: int, pivot: np.ndarray, chunk: np.ndarray):
         np.subtract(matrix[start : start + len(chunk)], pivot, out=chunk, casting="unsafe")
         return
     starts, columns, values = matrix.indptr, matrix.indices, matrix.data
-    ranges = _ranges(np.ones(len(chunk)))
-    _in_parallel(lambda: lambda a, b: _fill_rows(a, b, start, starts, columns, values, pivot, chunk), ranges)
+    ranges = equal_ranges(np.ones(len(chunk)))
+    in_parallel(lambda: lambda a, b: _fill_rows(a, b, start, starts, columns, values, pivot, chunk), ranges)
 
 
 # Starts a reading of both sides: blocks of the same rows, and the rows' weights where they have any.

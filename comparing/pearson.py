@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from comparing.codes import CUDA_FEATURES, DENSE_ROWS, WEIGHTLESS, AddUp, Codes, ColumnSums, _fill, as_codes
 from plumbing.compiled import compiled
-from plumbing.threads import _in_parallel, _ranges
+from plumbing.threads import equal_ranges, in_parallel
 
 FLOAT32_ERROR = 5e-5  # of r: what products of float32 numbers err by at most; up to 6e-6 was seen
 
@@ -325,8 +325,8 @@ class Sums:
                 _add_product(x, y, weights[rows], self.products)
             return
         fixed = (self.first, source.by_feature, weights, target.by_row, self.products)
-        ranges = _ranges(np.diff(source.by_feature[0])[self.first : self.last], self.first)
-        _in_parallel(lambda: lambda first, last: _fused_products(first, last, *fixed), ranges)
+        ranges = equal_ranges(np.diff(source.by_feature[0])[self.first : self.last], self.first)
+        in_parallel(lambda: lambda first, last: _fused_products(first, last, *fixed), ranges)
 
     def __add__(self, other: "Sums") -> "Sums":
         both = Sums(self.last, self.products.shape[1], slice(self.first, self.last))
@@ -416,16 +416,16 @@ class Search:
             own = floors[-1]
             return lambda a, b: _lowest_maxima(a, b, self.products, terms, own_floor, own)
 
-        ranges = _ranges(np.ones(kept))
-        _in_parallel(floor_worker, ranges)
+        ranges = equal_ranges(np.ones(kept))
+        in_parallel(floor_worker, ranges)
         fixed = (self.products, terms, own_floor, np.max(floors, axis=0), places)
-        _in_parallel(lambda: lambda a, b: _candidates(a, b, *fixed, none, none), ranges)
+        in_parallel(lambda: lambda a, b: _candidates(a, b, *fixed, none, none), ranges)
         count = int(places.sum())
         if not 0 < count <= MANY_CANDIDATES * (kept + width):
             return None
         places[:] = np.cumsum(places) - places
         own, other = np.empty(count, np.int64), np.empty(count, np.int64)
-        _in_parallel(lambda: lambda a, b: _candidates(a, b, *fixed, own, other), ranges)
+        in_parallel(lambda: lambda a, b: _candidates(a, b, *fixed, own, other), ranges)
         return own, other
 
 
@@ -483,7 +483,7 @@ class ByteSearch(Search):
         chunk = np.empty((min(BYTE_ROWS, rows), self.products.shape[side]), np.int8)
         key = np.uint64(2 * self.seed + side) << np.uint64(48) | np.uint64(self.rows)
         fixed = (start, csr, *self.steps[side], key, chunk)
-        _in_parallel(lambda: lambda a, b: _as_bytes(a, b, *fixed), _ranges(np.ones(len(chunk))))
+        in_parallel(lambda: lambda a, b: _as_bytes(a, b, *fixed), equal_ranges(np.ones(len(chunk))))
         return chunk
 
     def add_up(self, add_up: AddUp):
@@ -537,7 +537,7 @@ def _maxima_of(loop: Any, fixed: tuple, costs: np.ndarray, n_target: int) -> tup
         back = own[-1]
         return lambda first, last: loop(first, last, *fixed, *forward, *back)
 
-    _in_parallel(make_worker, _ranges(costs))
+    in_parallel(make_worker, equal_ranges(costs))
     for back in own:
         backward.merge(back)
     return forward, backward

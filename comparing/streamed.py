@@ -26,7 +26,7 @@ from comparing.pearson import (
     _prefers_gemm,
     _unpermuted,
 )
-from plumbing.threads import _in_parallel
+from plumbing.threads import in_parallel
 
 JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 
@@ -153,7 +153,7 @@ def _refined(
         step = TILE_ROWS * -(-x.shape[0] // (16 * TILE_ROWS)) or 1  # 16 sums of rows, whatever the threads
         ranges = [(first, min(first + step, x.shape[0])) for first in range(0, x.shape[0], step)]
         parts = {first: np.zeros(len(own)) for first, _ in ranges}
-        _in_parallel(lambda f=fixed, p=parts: lambda a, b: _add_pairs(a, b, *f, p[a]), ranges)
+        in_parallel(lambda f=fixed, p=parts: lambda a, b: _add_pairs(a, b, *f, p[a]), ranges)
         products += sum(parts.values())
     add_up(products, "SUM")
     r = products / (source.n or 1.0) - source.mean[own] * target.mean[other]

@@ -10,13 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from plumbing import files
+from plumbing import files  # threads: before torch is imported
 from plumbing.errors import UserError
-
-# A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
-# want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
-# It is read when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 Flags = Mapping[str, Mapping[str, Any]]  # flag: the keyword arguments of argparse's `add_argument`
 

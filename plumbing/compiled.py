@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numba
 
 
-def compiled(**options) -> Callable[[Callable], Callable]:
+def compiled(**options: object) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
     Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: join once, who and how many, sums over all of them.
+"""Several processes, as torchrun starts them: who and how many, a device for each, sums over all of them.
 
 Torch is imported where there are several processes, or a device to settle, and not before.
 """
@@ -34,44 +34,51 @@ def processes_here() -> int:
 def team() -> Team:
     """Join the other processes of a torchrun, if there is one; they take turns at the GPUs, if there are any.
 
-    Sums are added up by gloo, on the processor: NCCL refuses two processes on one GPU.
+    What lies on a GPU is added up by NCCL, which refuses two processes on one GPU, and all else by gloo.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Team(0, 1)
     import torch
 
-    if torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-        atexit.register(torch.distributed.destroy_process_group)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    atexit.register(torch.distributed.destroy_process_group)
     return Team(torch.distributed.get_rank(), world)
 
 
-def add_up(array: np.ndarray, how: str = "SUM"):
-    """Replace an array by its sum (or MIN or MAX) over all processes, in place."""
+def add_up(values: "np.ndarray | Tensor", how: str = "SUM"):
+    """Replace an array or a tensor by its sum (or MIN or MAX) over all processes, in place."""
     if team().world == 1:
         return
     import torch
-    import torch.distributed as processes
 
-    tensor = torch.from_numpy(array)
-    held = tensor.cuda() if processes.get_backend() == "nccl" else tensor  # a train script's group, say
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     try:
-        processes.all_reduce(held, getattr(processes.ReduceOp, how))
+        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how))
     except RuntimeError as error:
         raise UserError(
             f"another process has left, which has said why: {str(error).splitlines()[0]}"
         ) from error
-    tensor.copy_(held)
+
+
+def highest(number: float) -> float:
+    """The largest of all processes' numbers."""
+    numbers = np.array([float(number)])
+    add_up(numbers, "MAX")
+    return float(numbers[0])
 
 
 def anywhere(here: bool) -> bool:
     """Whether it is so in any process."""
-    flag = np.array([float(here)])
-    add_up(flag, "MAX")
-    return bool(flag[0])
+    return bool(highest(here))
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    add_up(np.zeros(1))
 
 
 def first_process_says(work: Callable[[], Sequence[float]], count: int) -> list[float]:
@@ -81,36 +88,11 @@ def first_process_says(work: Callable[[], Sequence[float]], count: int) -> list[
     return numbers.tolist()
 
 
-def _over_processes(values: "Tensor") -> "Tensor":
-    """The values summed over the processes of a distributed run; themselves where there is one process."""
-    import torch
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
-
-
-def start_processes(device: str | None) -> str:
-    """Join the group that torchrun asks for, if it does; returns this process's device."""
-    import torch
-    import torch.distributed
-
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    device = own_device(device, count, rank)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    if count > 1:
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return device
-
-
-def own_device(asked: str | None, count: int, rank: int) -> str:
-    """The device of process `rank` of this machine, one of `count` in all: "cuda" gives each a GPU of its own."""
+def own_device(asked: str | None) -> str:
+    """This process's device: by default a GPU where there is one; "cuda" gives each process a GPU of its own."""
     import torch
 
+    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cuda(:\d+)?", asked):
@@ -128,28 +110,3 @@ def own_device(asked: str | None, count: int, rank: int) -> str:
         remedy = f"start {gpus} processes" if count > 1 else f"type cuda:0 to cuda:{gpus - 1}"
         raise UserError(f"--device {asked}: GPU {chosen} is asked for, of {gpus}: {remedy}")
     return f"cuda:{chosen}"
-
-
-def process() -> int:
-    """This process's number."""
-    import torch
-    import torch.distributed
-
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def processes() -> int:
-    """How many there are."""
-    import torch
-    import torch.distributed
-
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def wait_for_all():
-    """Return when every process has come here."""
-    import torch
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()

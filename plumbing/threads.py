@@ -1,70 +1,74 @@
-"""The threads that share out rows to compiled loops."""
+"""Threads that share out rows to compiled loops, and how long OpenMP's threads wait for work."""
 
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
-import numba
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
+# A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
+# want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
+# torch reads it when it is imported, so every script imports this file first (plumbing/commandline.py does).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+_helpers = ThreadPoolExecutor(os.cpu_count())
 
 
 def threads() -> int:
     """Threads to use: the process's cores, at most NUMBA_NUM_THREADS and OMP_NUM_THREADS."""
+    import numba  # here, since `--help` does without
+
     return min(numba.config.NUMBA_NUM_THREADS, int(os.environ.get("OMP_NUM_THREADS") or 1 << 16))
 
 
-def _in_parallel(make_worker, ranges: list[tuple[int, int]]):
-    """Call `worker(first, last)` on every range, a worker a thread; ranges go out in ascending order."""
-    waiting, lock = iter(ranges), threading.Lock()
+def in_parallel(
+    make_worker: Callable[[], Callable[[int, int], None]],
+    ranges: list[tuple[int, int]],
+    n_threads: int | None = None,
+) -> None:
+    """Call `worker(first, last)` on every range, a worker a thread (`threads()` of them); in ascending order.
 
-    def run(_):
+    The caller takes ranges as the helpers do: on a core that another program holds nothing waits. (Numba's own
+    threads, beside torch's, took turns on one core of two.)
+    """
+    waiting = iter(ranges)  # hands each out once: next() holds the interpreter's lock
+
+    def work():
         worker = make_worker()
-        while True:
-            with lock:
-                span = next(waiting, None)
-            if span is None:
-                return
-            worker(*span)
+        for first, last in waiting:
+            worker(first, last)
 
-    count = threads()
-    if count == 1:
-        run(0)
-        return
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(run, range(count)))
+    n_helpers = min(threads() if n_threads is None else n_threads, len(ranges)) - 1
+    helping = [_helpers.submit(work) for _ in range(n_helpers)]
+    try:
+        work()
+    finally:
+        wait(helping)
+    for helper in helping:
+        helper.result()
 
 
-def _ranges(costs: np.ndarray, first: int = 0, each: int = 16) -> list[tuple[int, int]]:
+def share_out(kernel: Callable, *by_row: "np.ndarray", shared: tuple = (), height: int = 32) -> None:
+    """Call kernel(*by_row, *shared) on `height` rows at a time of each array, on as many threads as torch uses."""
+    import torch  # which comparisons do without
+
+    def worker(first: int, last: int):
+        kernel(*(array[first:last] for array in by_row), *shared)
+
+    n_rows = len(by_row[0])
+    ranges = [(start, start + height) for start in range(0, n_rows, height)]
+    in_parallel(lambda: worker, ranges, torch.get_num_threads())
+
+
+def equal_ranges(costs: "np.ndarray", first: int = 0, each: int = 16) -> list[tuple[int, int]]:
     """Consecutive ranges of about equal cost, `each` for each thread, so that a slow one holds nobody up."""
+    import numpy as np
+
     reached = np.cumsum(costs + max(costs.sum() / max(costs.size, 1), 1) / 8)
     cuts = np.searchsorted(
         reached, np.linspace(0, reached[-1] if reached.size else 0, each * threads() + 1)[1:-1]
     )
     edges = np.unique(np.concatenate([[0], cuts, [costs.size]])) + first
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-
-
-_helpers = ThreadPoolExecutor(os.cpu_count())
-
-
-def share_out(kernel: Callable, *by_row: np.ndarray, shared: tuple = (), height: int = 32) -> None:
-    """Call kernel(*by_row, *shared) on some rows at a time of each array, on as many threads as torch uses.
-
-    The caller takes rows as the helpers do: on a core that another program holds nothing waits. (Numba's own
-    threads, beside torch's, took turns on one core of two.)
-    """
-    import torch  # which comparisons do without
-
-    n_rows = len(by_row[0])
-    starts = iter(range(0, n_rows, height))
-
-    def work():
-        for start in starts:  # each is handed out once: next() holds the interpreter's lock
-            kernel(*(array[start : start + height] for array in by_row), *shared)
-
-    n_helpers = min(torch.get_num_threads(), -(-n_rows // height)) - 1
-    helping = [_helpers.submit(work) for _ in range(n_helpers)]
-    work()
-    for helper in helping:
-        helper.result()

@@ -137,8 +137,10 @@ def train_two(rank: int):
     """One process of two."""
     from small_world import SmallPairs, arguments
 
+    from plumbing import processes
     from training import experiment
 
+    processes.team.cache_clear()  # of the process that this one was forked from
     os.environ.update(GROUP, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     experiment.run(arguments(pairs=SmallPairs(24), layers=[0], batch_size=6))
 

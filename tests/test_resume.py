@@ -13,6 +13,7 @@ import features
 import wrappedmodels
 from plumbing import files
 from plumbing.errors import UserError
+from plumbing.processes import Team
 from training import experiment, fit, manifest, names, record, resume, trainer, unfinished
 from training import work as work_module
 from training.token_cache import RecordedTokens
@@ -161,11 +162,11 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
     state = features.run_path("run") / "unfinished-training.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(record, "plan_parts", lambda *args: 1 / 0)
-        patch.setattr(resume, "process", lambda: 1)
+        patch.setattr(resume, "team", lambda: Team(1, 1))
         work = work_module.Work(None, [work_module.Job(state.parent, None)], None, {}, {}, 1.0, 0.0)
         resume.drop_training(work)
         assert state.exists()
-        patch.setattr(resume, "process", lambda: 0)
+        patch.setattr(resume, "team", lambda: Team(0, 1))
         with pytest.raises(ZeroDivisionError):
             cut_short()
     assert not state.exists()

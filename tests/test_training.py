@@ -606,20 +606,13 @@ def test_a_sample_that_does_not_fit_alone_ends_in_one_line(train, monkeypatch):
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    used = {"set_device": [], "reset_peak_memory_stats": []}
-    for name, calls in used.items():
-        monkeypatch.setattr(torch.cuda, name, calls.append)
-    backends = []
-    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
     for name, value in (("WORLD_SIZE", count), ("LOCAL_RANK", rank)):
         monkeypatch.setenv(name, str(value))
     if expected == "cpu" or (expected.startswith("cuda:") and " " not in expected):
-        assert processes.start_processes(asked) == expected
-        assert used["set_device"] == [expected] * (count > 1 and expected != "cpu")
-        assert backends == (["gloo" if expected == "cpu" else "nccl"] if count > 1 else [])
+        assert processes.own_device(asked) == expected
     else:
         with pytest.raises(UserError, match=expected):
-            processes.start_processes(asked)
+            processes.own_device(asked)
 
 
 def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
@@ -651,7 +644,7 @@ def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train, monkey
 
 
 def test_fewer_samples_than_processes_are_refused(train, monkeypatch):
-    monkeypatch.setattr(experiment, "processes", lambda: 8)
+    monkeypatch.setattr(experiment, "team", lambda: processes.Team(0, 8))
     with pytest.raises(
         UserError, match="6 training samples cannot be shared by 8 processes: start at most 6"
     ):

@@ -525,4 +525,4 @@ def test_more_processes_than_gpus_take_turns_at_them(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
     monkeypatch.setattr(atexit, "register", lambda end: None)
     assert processes.team.__wrapped__() == (2, 3)
-    assert said == [0, "gloo"]  # NCCL refuses two processes on one GPU
+    assert said == [0, "cpu:gloo,cuda:nccl"]  # NCCL refuses two processes on one GPU

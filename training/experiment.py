@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 
 import features
 import wrappedmodels
 from encoders import self_test
 from plumbing import files
 from plumbing.errors import UserError
-from plumbing.processes import process, processes, start_processes, wait_for_all
+from plumbing.processes import own_device, team, wait_for_all
 from training.activations import Stream
 from training.fit import asked_layers, find_saes, fit
 from training.manifest import costs, finish, table
@@ -36,7 +35,7 @@ from training.work import Job, Work
 def run(arguments: argparse.Namespace) -> list[features.Run]:
     """Train and record what the command line asks for: a run for each seed and each k."""
     try:
-        return train_and_record(arguments, start_processes(arguments.device))
+        return train_and_record(arguments, own_device(arguments.device))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f"the GPU is out of memory: lower --batch_size (now {arguments.batch_size}), or choose fewer --layers"
@@ -47,8 +46,6 @@ def run(arguments: argparse.Namespace) -> list[features.Run]:
         raise
     finally:
         release_locks()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 def explain(error: OSError, arguments: argparse.Namespace) -> UserError | None:
@@ -83,7 +80,7 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
     saes, history = fit(work)
     scores = record(work, saes, history)
     cost = costs(work)
-    if process() > 0:
+    if team().rank > 0:
         return []
     runs = [
         finish(work, number, saes[number], scores[number], history, cost) for number in range(len(work.jobs))
@@ -93,7 +90,7 @@ def train_and_record(arguments: argparse.Namespace, device: str) -> list[feature
 
 def conclude(work: Work, runs: list[features.Run]) -> list[features.Run]:
     """Clean up beside whole runs and print their tables: the first process's task."""
-    if process() > 0:
+    if team().rank > 0:
         return []
     forget_unfinished(work)
     for recorded in runs:
@@ -133,7 +130,7 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
         "files": pairs.file_stamp(),
         "encoder_files": encoder.file_stamp(),
         "caption": pairs.source.get("caption"),
-        "processes": processes(),
+        "processes": team().world,
         "runs": {name: settings._asdict() for name, settings in variants.items()},
     }
     stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
@@ -142,11 +139,11 @@ def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str
     work = Work(
         stream, jobs, held_out, identity, given, arguments.checkpoint_every, started, arguments.command
     )
-    if not given and (n_training := int((~held_out).sum())) < processes():
+    if not given and (n_training := int((~held_out).sum())) < team().world:
         raise UserError(
-            f"{n_training} training samples cannot be shared by {processes()} processes: start at most {n_training}"
+            f"{n_training} training samples cannot be shared by {team().world} processes: start at most {n_training}"
         )
-    if process() == 0:
+    if team().rank == 0:
         work = work._replace(started=started - open_folders(work, arguments.overwrite))
     wait_for_all()
     return work

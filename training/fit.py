@@ -15,7 +15,7 @@ from tqdm import tqdm
 from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
-from plumbing.processes import process, processes, wait_for_all
+from plumbing.processes import processes_here, team, wait_for_all
 from sae import TopKSAE, read_config
 from training.activations import tensor_cores
 from training.resume import Clock, restore, save_training
@@ -53,7 +53,7 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
     rest = shares(plan[max(done, len(seen)) :])
     del seen[:done]
     batches = itertools.chain(drain(seen), work.stream.batches(rest))
-    progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=process() > 0)
+    progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
     for number, batch in enumerate(progress, done + 1):
         if kept and number <= first_epoch:
             kept.write(batch)
@@ -61,7 +61,7 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
         if number % REPORT_EVERY == 0 or number == len(plan):
             check_finite(trainers, number, whole=number == len(plan))
             history.append(report(progress, trainers, number))
-        if process() == 0 and clock.is_due():
+        if team().rank == 0 and clock.is_due():
             with clock:
                 check_finite(trainers, number, whole=True)
                 save_training(work, trainers, history, number, kept)
@@ -90,14 +90,14 @@ def drain(batches: list[Activations]) -> Iterator[Activations]:
 
 def shares(plan: list[list[int]]) -> list[list[int]]:
     """This process's part of every batch."""
-    return [rows[process() :: processes()] for rows in plan]
+    return [rows[team().rank :: team().world] for rows in plan]
 
 
 def keep_tokens(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens | None:
     """Where training keeps what is to be recorded; None where the disk has no room, or machines share no file."""
     widths = {layer: len(standard[layer].mean) for layer in work.stream.layers}
     file, n_rows = work.tokens_file(), len(work.held_out)
-    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", processes())) == processes()
+    one_machine = processes_here() == team().world
     room = shutil.disk_usage(file.parent).free > 2 * RecordedTokens.nbytes(n_rows, widths)
     return RecordedTokens(file, n_rows, widths) if one_machine and (room or file.exists()) else None
 
@@ -107,14 +107,14 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
 
     Of several processes each takes its share of a batch, and a last batch too small to share is left out.
     """
-    size = settings.batch_size * processes()
+    size = settings.batch_size * team().world
     random = np.random.default_rng([settings.data_seed, 1])
     rows = np.flatnonzero(~held_out)
     plan = []
     for _ in range(settings.epochs):
         order = random.permutation(rows).tolist()
         plan += [order[i : i + size] for i in range(0, len(order), size)]
-    return [batch for batch in plan if len(batch) >= processes()]
+    return [batch for batch in plan if len(batch) >= team().world]
 
 
 def standardizers(
@@ -125,7 +125,7 @@ def standardizers(
     Of those, as many are returned as may be held, and none where a process trains on a part of a batch only.
     """
     moments, seen = {layer: Moments() for layer in work.stream.layers}, []
-    first, room = plan[:STATISTICS_BATCHES], HELD_BYTES if processes() == 1 else 0
+    first, room = plan[:STATISTICS_BATCHES], HELD_BYTES if team().world == 1 else 0
     for batch in work.stream.batches(first):
         chosen = batch.real_tokens()
         for layer, found in moments.items():
@@ -191,7 +191,7 @@ def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer])
         sae = saes[number][layer] = trainer.sae
         sae.fold_standardizer(standard[layer].mean, standard[layer].scale)
         sae.zero_grad()  # which would take the room of another SAE while recording
-        if process() == 0:
+        if team().rank == 0:
             sae.save(work.jobs[number].folder / f"layer{layer}", describe(work, layer))
     wait_for_all()
     return saes
@@ -279,7 +279,7 @@ def take_given(work: Work) -> dict[int, TopKSAE]:
                 f"the SAE in {work.given[layer]} takes activations of width {sae.d_in}, and layer {layer} of "
                 f"{work.stream.encoder.checkpoint} has {width}: name the encoder that it was trained on"
             )
-        if process() == 0:
+        if team().rank == 0:
             sae.save(work.jobs[0].folder / f"layer{layer}", describe(work, layer))
     wait_for_all()
     return saes

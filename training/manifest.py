@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 
 import features
 from plumbing import files
-from plumbing.processes import processes
+from plumbing.processes import highest, team
 from training.quality import FEW, Scores
 from training.work import Work
 
@@ -77,12 +76,12 @@ def costs(work: Work) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
-        "peak_memory": highest(work, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit),
-        "peak_gpu_memory": highest(work, torch.cuda.max_memory_allocated(device)) if device else None,
+        "peak_memory": int(highest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)),
+        "peak_gpu_memory": int(highest(torch.cuda.max_memory_allocated(device))) if device else None,
         "device": work.stream.device,
         "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
-        "processes": processes(),
+        "processes": team().world,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
@@ -107,15 +106,6 @@ def cautions(manifest: dict[str, Any]) -> list[str]:
                 "see FVU rec"
             )
     return lines
-
-
-def highest(work: Work, number: int) -> int:
-    """The largest of all processes' numbers."""
-    if not torch.distributed.is_initialized():
-        return number
-    found = torch.tensor(number, device=work.stream.device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return int(found)
 
 
 def table(recorded: features.Run) -> str:

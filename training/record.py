@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 import torch
-import torch.distributed
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from tqdm import tqdm
 import features
 from encoders.wrapper import Activations
 from plumbing.errors import UserError
-from plumbing.processes import process, processes
+from plumbing.processes import add_up, team
 from sae import TopKSAE
 from sae_kernels import keep_largest
 from training.activations import Stream, tensor_cores
@@ -39,7 +38,7 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
     ]
     done = restore_recording(work, qualities, history)
     drop_training(work)
-    own = list(range(process(), math.ceil(n_samples / features.PART_ROWS), processes()))
+    own = list(range(team().rank, math.ceil(n_samples / features.PART_ROWS), team().world))
     kept = None
     if work.tokens_file().exists():
         kept = RecordedTokens(
@@ -48,7 +47,9 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
     present = kept.present() & ~work.judged() if kept else np.zeros(n_samples, dtype=bool)
     plans = plan_parts(work, own[done:], present)
     batches = encode_all(work.stream, [rows for plan in plans for rows in plan.batches])
-    progress = tqdm(desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=process() > 0)
+    progress = tqdm(
+        desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=team().rank > 0
+    )
     for plan in plans:
         blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
         missing = sum(map(len, plan.batches))
@@ -245,8 +246,7 @@ def write_parts(work: Work, blocks: list[dict[int, list]], plan: PartPlan):
 
 def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:
     """The scores over all processes' rows."""
-    if torch.distributed.is_initialized():
-        for quality in (quality for one in qualities for quality in one.values()):
-            for name in Quality.SUMS:
-                torch.distributed.all_reduce(quality.state[name])
+    for quality in (quality for one in qualities for quality in one.values()):
+        for name in Quality.SUMS:
+            add_up(quality.state[name])
     return [{layer: quality.scores() for layer, quality in one.items()} for one in qualities]

@@ -6,7 +6,7 @@ from typing import Any
 
 import features
 from plumbing import files
-from plumbing.processes import process, wait_for_all
+from plumbing.processes import team, wait_for_all
 from training.token_cache import RecordedTokens
 from training.unfinished import first_difference, has_begun
 from training.work import Qualities, Trainers, Work
@@ -126,19 +126,19 @@ def save_recording(work: Work, qualities: Qualities, history: list, done: int):
         for layer, quality in one.items()
         for name, tensor in quality.state.items()
     }
-    files.write_state(work.record_state(process()), state_header(work, done, history), tensors)
+    files.write_state(work.record_state(team().rank), state_header(work, done, history), tensors)
 
 
 def drop_training(work: Work):
     """Remove the checkpoint of the training, once every process can resume its recording without it."""
     wait_for_all()
-    if process() == 0:
+    if team().rank == 0:
         work.fit_state().unlink(missing_ok=True)
 
 
 def restore_recording(work: Work, qualities: Qualities, history: list) -> int:
     """The number of parts that an interrupted process had written; its scores' sums are taken over."""
-    state = files.read_state(work.record_state(process()))
+    state = files.read_state(work.record_state(team().rank))
     if state is None:
         save_recording(work, qualities, history, done=0)
         return 0

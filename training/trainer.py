@@ -1,12 +1,14 @@
 """One SAE in training on one layer's tokens: its recipe, its optimiser, its dead latents, its state."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
+
+from plumbing.processes import add_up
+from sae import TopKSAE
 
 
 class Recipe(NamedTuple):
@@ -114,7 +116,7 @@ class LayerTrainer:
 
     def __init__(
         self,
-        sae: Any,
+        sae: TopKSAE,
         recipe: Recipe,
         n_steps: int,
         n_tokens: float,
@@ -154,7 +156,9 @@ class LayerTrainer:
         n_tokens = torch.full_like(done.fired[:1], len(z))
         centered = z if self.center is None else z - self.center
         sums = torch.stack([done.loss, done.squared_error, centered.square().sum()])
-        self._sum_over_processes(done.fired, n_tokens, sums)
+        gradients = (parameter.grad for parameter in self.sae.parameters())
+        for tensor in (*gradients, done.fired, n_tokens, sums):
+            add_up(tensor)
         if self.recipe.unit_norm:
             self.sae.remove_parallel_gradient()
         self.optimizer.step()
@@ -163,11 +167,6 @@ class LayerTrainer:
         self.since_fired = (self.since_fired + n_tokens).masked_fill_(done.fired > 0, 0)
         self.report_sums += sums
         self.steps_done += 1
-
-    def _sum_over_processes(self, *counts: Tensor):
-        if torch.distributed.is_initialized():
-            for tensor in (*(parameter.grad for parameter in self.sae.parameters()), *counts):
-                torch.distributed.all_reduce(tensor)
 
     def report(self) -> tuple[float, float, float]:
         """Summed loss, FVU, and dead fraction of all processes since the last report; waits for the device."""
