@@ -16,7 +16,6 @@ from encoders.self_test import runs, self_test
 from encoders.wrapper import WrappedModel
 from plumbing.commandline import Parser, add_flags, chosen, script
 from plumbing.errors import UserError
-from showing.sheets import contact_sheet
 from sources.media import _side
 from wrappedmodels import REGISTRY, load
 
@@ -209,9 +208,11 @@ def look_at_data(arguments: Any) -> dict[str, Any]:
     pairs = data.open_pairs(**options)
     held = describe_data(pairs)
     if any(_side(sample) == "image" for sample in pairs.samples):
-        held["contact_sheet"] = str(arguments.sheet or Path("imgs", f"data_{pairs.name}.png"))
-        Path(held["contact_sheet"]).parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pairs).save(held["contact_sheet"])
+        from showing import sheets
+
+        sheet = Path(arguments.sheet or Path("imgs", f"data_{pairs.name}.png"))
+        sheets.save(sheets.contact_sheet(pairs), sheet)
+        held["contact_sheet"] = str(sheet)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     print(_table(held))

@@ -1,16 +1,17 @@
 """Rank a run's features by Comparative Sharedness: in every run of one group, and in none of the other."""
 
-import functools
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+import features
 from comparing.sharedness import Sharedness, sharedness
+from features import Run
+from plumbing import files
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
-from showing.figures import plot_sharedness
 from showing.tables import print_sharedness, sharedness_csv, sharedness_json
 
 
@@ -18,9 +19,6 @@ from showing.tables import print_sharedness, sharedness_csv, sharedness_json
 def main(argv=None) -> Sharedness:
     """Print the first of the features that M shares with all of G and with none of H; returns all of them."""
     arguments = parse(argv)
-
-    import features
-
     source = features.open_run(arguments.source)
     groups = [
         [features.open_run(name) for name in group] for group in (arguments.min_group, arguments.max_group)
@@ -54,7 +52,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def check_groups(source: Any, min_group: list[Any], max_group: list[Any]):
+def check_groups(source: Run, min_group: list[Run], max_group: list[Run]):
     """Refuse one run in both groups, and say where the source is in one: no Delta could be above zero."""
     g, h = ({run.name for run in group} for group in (min_group, max_group))
     if both := g & h:
@@ -66,12 +64,10 @@ def check_groups(source: Any, min_group: list[Any], max_group: list[Any]):
         )
 
 
-def report(arguments: Any, source: Any, shared: Sharedness):
+def report(arguments: Namespace, source: Run, shared: Sharedness):
     """Write the files that are asked for, and print the first features; in this order, since a pipe's reader may
     leave (`| head`).
     """
-    from plumbing import files
-
     live = np.flatnonzero(shared.total > 0)
     first = live[: arguments.top or max(1, len(shared.feature) // 100)]
     if arguments.csv:
@@ -79,25 +75,24 @@ def report(arguments: Any, source: Any, shared: Sharedness):
     if arguments.json:
         files.write_text(arguments.json, sharedness_json(source, shared))
     if arguments.plot:
+        from showing.figures import plot_sharedness
+
         plot_sharedness(arguments.plot, shared, first)
     print_sharedness(shared, first, len(live))
     if arguments.show:
         show(source, shared, first, arguments.data_root)
 
 
-def show(source: Any, shared: Sharedness, first: np.ndarray, data_root: str | None):
+def show(source: Run, shared: Sharedness, first: np.ndarray, data_root: str | None):
     """Make the sheets of the first features in imgs/RUN/."""
-    from tqdm import tqdm
-
     import data
     from showing import sheets
 
     pairs = data.reopen(source, data_root)
     folder = Path("imgs") / source.name
     codes, chosen = source.load(shared.layer), shared.feature[first].tolist()
-    progress = functools.partial(tqdm, desc="sheets", file=sys.stderr)
-    files = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder, progress)
-    print(f"\n{len(files)} sheets in {folder}/")
+    saved = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder)
+    print(f"\n{len(saved)} sheets in {folder}/")
 
 
 if __name__ == "__main__":

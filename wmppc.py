@@ -6,24 +6,23 @@ One source and one target give both directions and the layers; several give a ma
 import fnmatch
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from comparing.results import METRICS
+import features
+from comparing.results import METRICS, Direction
+from features import Run
+from plumbing import files
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
-from showing.figures import plot_layers, plot_matrix
 from showing.tables import comparison_csv, comparison_json, print_matrix, print_pair
 
 
 @script
-def main(argv=None) -> tuple[Any, ...]:
-    """Print the scores; returns a `comparison.Direction` a source and target, and for one pair both ways."""
+def main(argv=None) -> tuple[Direction, ...]:
+    """Print the scores; returns a `Direction` for each source and target, and for one pair both ways."""
     arguments = parse(argv)
-
-    import features
-
-    sources, targets = (chosen_runs(words, features) for words in (arguments.source, arguments.target))
+    sources, targets = (chosen_runs(words) for words in (arguments.source, arguments.target))
     runs = {run.name: run for run in (*sources, *targets)}
     features.check_aligned(list(runs.values()))
 
@@ -65,16 +64,16 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def chosen_runs(words: list[str], features: Any) -> list[Any]:
+def chosen_runs(words: list[str]) -> list[Run]:
     """The runs of names and shell patterns, each once, in the order given."""
     names = []
     for word in words:
-        names += matching_runs(word, features) if set(word) & set("*?[") else [word]
+        names += matching_runs(word) if set(word) & set("*?[") else [word]
     runs = [features.open_run(name) for name in names]
     return list({run.name: run for run in runs}.values())
 
 
-def matching_runs(pattern: str, features: Any) -> list[str]:
+def matching_runs(pattern: str) -> list[str]:
     """The names of the runs that a pattern matches; what else it matches is left out, which is said."""
     path, root = Path(os.path.abspath(pattern)), features.ROOT.absolute()
     name = path.name if path.parent == root else pattern
@@ -89,7 +88,7 @@ def matching_runs(pattern: str, features: Any) -> list[str]:
     return found
 
 
-def wanted_pairs(sources: list[Any], targets: list[Any]) -> list[tuple[str, str]]:
+def wanted_pairs(sources: list[Run], targets: list[Run]) -> list[tuple[str, str]]:
     """Each pair once, since both of its directions come together; a source's pairs follow each other."""
     pairs = {}
     for source in sources:
@@ -98,16 +97,16 @@ def wanted_pairs(sources: list[Any], targets: list[Any]) -> list[tuple[str, str]
     return list(pairs.values())
 
 
-def report(arguments: Any, run: Any, directions: tuple[Any, ...], one_pair: bool):
+def report(arguments: Namespace, run: Run, directions: tuple[Direction, ...], one_pair: bool):
     """Write the files that are asked for, and print; in this order, since a pipe's reader may leave (`| head`)."""
-    from plumbing import files
-
     if arguments.csv:
         files.write_text(arguments.csv, comparison_csv(directions, arguments.metrics))
     if arguments.json:
         files.write_text(arguments.json, comparison_json(run, directions))
     if arguments.plot:
-        (plot_layers if one_pair else plot_matrix)(arguments.plot, directions)
+        from showing import figures
+
+        (figures.plot_layers if one_pair else figures.plot_matrix)(arguments.plot, directions)
     print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}")
     (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
 

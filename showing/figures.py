@@ -1,47 +1,48 @@
-"""Results as pictures: heat maps of scores, and Delta against S."""
+"""Results as pictures: heat maps of scores, and Comparative Sharedness against summed activation."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from comparing.results import axes, grid, number
+from comparing.results import Direction, axes, grid, number
 from comparing.sharedness import Sharedness
 from plumbing import files
+
+BLUE, ORANGE = "#0072B2", "#D55E00"  # which colour-blind readers tell apart (Okabe and Ito)
 
 
 def plot_sharedness(file: Path, shared: Sharedness, first: np.ndarray):
     """Delta against S of every live feature, the first ones in orange and named where there is room."""
-    from matplotlib.figure import Figure
-
     figure = Figure((8, 5.5), layout="constrained")
     space = figure.subplots()
     live = np.flatnonzero(shared.total > 0)
     rest = live[len(first) :]
     space.axhline(0, color="0.6", linewidth=0.8)
-    space.scatter(shared.total[rest], shared.delta[rest], s=9, color="#0072B2", label="features")
+    space.scatter(shared.total[rest], shared.delta[rest], 9, BLUE, label="features")
     space.scatter(
-        shared.total[first],
-        shared.delta[first],
-        s=22,
-        color="#D55E00",
-        marker="D",
-        label=f"first {len(first)}",
+        shared.total[first], shared.delta[first], 22, ORANGE, marker="D", label=f"first {len(first)}"
     )
     space.set_xscale("log")
     space.set_yscale("symlog", linthresh=max(np.median(np.abs(shared.delta[live])), 1e-9) if len(live) else 1)
-    space.autoscale_view()
-    points = np.column_stack([shared.total[first], shared.delta[first]])
-    for place in spread_out(space.transData.transform(points)):
-        name = str(shared.feature[first[place]])
-        space.annotate(name, points[place], (4, 4), textcoords="offset points", fontsize=8)
+    name_points(space, shared, first)
     space.set_xlabel("S, the feature's summed activation")
     space.set_ylabel("Δ, Comparative Sharedness")
     groups = f"shared with {', '.join(shared.min_group)} rather than {', '.join(shared.max_group)}"
     space.set_title(f"{shared.source}, {shared.layer}: {groups}", fontsize=10, wrap=True)
     space.legend(frameon=False, loc="best")
-    with files.replacing(file) as temporary:
-        figure.savefig(temporary, dpi=150, format=file.suffix.removeprefix(".") or "png")
+    save(figure, file)
+
+
+def name_points(space: Axes, shared: Sharedness, first: np.ndarray):
+    """Write the numbers of the first features beside their points, where there is room."""
+    space.autoscale_view()
+    points = np.column_stack([shared.total[first], shared.delta[first]])
+    for place in spread_out(space.transData.transform(points)):
+        name = str(shared.feature[first[place]])
+        space.annotate(name, points[place], (4, 4), textcoords="offset points", fontsize=8)
 
 
 def spread_out(pixels: np.ndarray, apart: tuple[float, float] = (30, 12)) -> list[int]:
@@ -53,7 +54,7 @@ def spread_out(pixels: np.ndarray, apart: tuple[float, float] = (30, 12)) -> lis
     return named
 
 
-def plot_matrix(file: Path, directions: tuple[Any, ...]):
+def plot_matrix(file: Path, directions: tuple[Direction, ...]):
     """The run x run heat map of wMPPC over all layers."""
     rows, columns = axes(directions)
     figure, (left,) = panels([(len(rows), len(columns))])
@@ -62,7 +63,7 @@ def plot_matrix(file: Path, directions: tuple[Any, ...]):
     save(figure, file)
 
 
-def plot_layers(file: Path, directions: tuple[Any, ...]):
+def plot_layers(file: Path, directions: tuple[Direction, ...]):
     """The layer x layer heat maps of one pair of runs, both ways, on one scale from 0 to the highest."""
     highest = np.nanmax([score.value for d in directions for row in d.layers for score in row] + [0.1])
     figure, spaces = panels([(len(d.source_layers), len(d.target_layers)) for d in directions])
@@ -75,22 +76,18 @@ def plot_layers(file: Path, directions: tuple[Any, ...]):
     save(figure, file)
 
 
-def panels(shapes: list[tuple[int, int]]) -> tuple[Any, Any]:
+def panels(shapes: list[tuple[int, int]]) -> tuple[Figure, list[Axes]]:
     """A figure with a space for each grid of [rows, columns], large enough for its numbers."""
-    from matplotlib.figure import Figure
-
     widths = [max(4.0, 0.62 * columns + 2.6) for _, columns in shapes]
     height = max(3.2, 0.5 * max(rows for rows, _ in shapes) + 2.2)
     figure = Figure((sum(widths), height), layout="constrained")
-    return figure, figure.subplots(1, len(shapes), width_ratios=widths, squeeze=False)[0]
+    return figure, [*figure.subplots(1, len(shapes), width_ratios=widths, squeeze=False)[0]]
 
 
 def heat_map(
-    space: Any, rows: list[str], columns: list[str], cells: np.ndarray, title: str, highest: float = 1.0
+    space: Axes, rows: list[str], columns: list[str], cells: np.ndarray, title: str, highest: float = 1.0
 ):
     """Numbers on colours from 0 to `highest`, rows from the top; colour-blind readers see cividis alike."""
-    from matplotlib import colormaps
-
     colours = colormaps["cividis"].with_extremes(bad="white")
     image = space.imshow(np.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=highest)
     space.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
@@ -103,8 +100,7 @@ def heat_map(
     space.figure.colorbar(image, ax=space, shrink=0.8)
 
 
-def save(figure: Any, file: Path):
+def save(figure: Figure, file: Path):
     """Write the picture whole or not at all."""
-
     with files.replacing(file) as temporary:
         figure.savefig(temporary, dpi=150, format=file.suffix.removeprefix(".") or "png")
