@@ -24,7 +24,6 @@ def main(argv=None) -> Sharedness:
         [features.open_run(name) for name in group] for group in (arguments.min_group, arguments.max_group)
     ]
     check_groups(source, *groups)
-    features.check_aligned([source, *groups[0], *groups[1]])
     for run in (source, *groups[0], *groups[1]):
         run.layer(arguments.layer)
 

@@ -17,7 +17,7 @@ import show
 import train_image
 import train_text
 import wmppc
-from comparing import sharedness
+from comparing.sharedness import Sharedness
 from plumbing.commandline import Parser, positive, script
 
 os.environ.setdefault(
@@ -103,7 +103,7 @@ def call(stage: Any, *words: str) -> Any:
     return stage.main(list(words))
 
 
-def follow(shared: sharedness.Sharedness) -> list[Followed]:
+def follow(shared: Sharedness) -> list[Followed]:
     """Every feature that fired often enough, by falling Delta, with the factor that it follows best."""
     import features
     from comparing.pearson import correlation_matrix

@@ -35,7 +35,7 @@ def main(argv=None) -> tuple[Direction, ...]:
     reader = reader_module.Reader(arguments.memory and arguments.memory << 30)
     found = {}
     for a, b in wanted_pairs(sources, targets):
-        forward, backward = comparison.compare(runs[a], runs[b], arguments.metrics, reader)
+        forward, backward = comparison.compared(runs[a], runs[b], arguments.metrics, reader)
         found[a, b], found[b, a] = forward, backward
     names = [(a.name, b.name) for a in sources for b in targets]
     both_ways = dict.fromkeys([*names, names[0][::-1]] if one_pair else names)  # of a run and itself: one

@@ -25,7 +25,7 @@ import numpy as np
 import scipy.sparse
 
 from comparing.codes import Codes
-from comparing.streamed import max_correlations
+from comparing.pearson import max_correlations
 from plumbing import threads
 from plumbing.commandline import Parser, positive, script
 

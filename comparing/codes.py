@@ -1,11 +1,10 @@
 """A layer's features in the form that the sums over rows want, and the sums of its columns."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, no_type_check
+from collections.abc import Callable
+from typing import NamedTuple, no_type_check
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float, Int
 
@@ -14,13 +13,14 @@ from plumbing.threads import equal_ranges, in_parallel
 
 ENTRY_BYTES = 24  # of an entry of Codes: the CSR, its copy with 16-bit features, and the transposed one
 
-DENSE_ROWS, CUDA_FEATURES = 2048, 2048  # rows of one matrix product, and the source's features of one on CUDA
+DENSE_ROWS = 2048  # rows of one matrix product: more take more memory, and float32 sums of more err more
 
 DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
 
-AddUp = Callable[
-    [np.ndarray, str], None
-]  # adds other processes' array in place: "SUM", or takes "MIN" or "MAX"
+# Adds other processes' array in place: "SUM", or takes "MIN" or "MAX".
+AddUp = Callable[[np.ndarray, str], None]
+
+Matrix = np.ndarray | scipy.sparse.csr_array  # float [row, feature]
 
 WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
 
@@ -81,7 +81,7 @@ class Codes:
     transposed copy are made when first asked for and kept: one `Codes` serves all pairs of its layer.
     """
 
-    def __init__(self, matrix: Any):
+    def __init__(self, matrix: Matrix):
         if scipy.sparse.issparse(matrix):
             matrix = scipy.sparse.csr_array(matrix, dtype=np.float32)
             matrix.sum_duplicates()
@@ -89,6 +89,10 @@ class Codes:
             matrix = np.ascontiguousarray(matrix)
         self.matrix = matrix
         self.n_rows, self.n_features = matrix.shape
+
+    def of(self, first: int, last: int) -> "Codes":
+        """Some of the features."""
+        return self if (first, last) == (0, self.n_features) else Codes(self.matrix[:, first:last])
 
     def take(self, rows: Int[np.ndarray, " chosen"] | slice | None) -> "Codes":
         """The chosen rows, in that order and as often as they are named (a bootstrap names some twice)."""
@@ -132,7 +136,7 @@ class Codes:
         return sums
 
 
-def as_codes(matrix: Any) -> Codes:
+def as_codes(matrix: Matrix | Codes) -> Codes:
     return matrix if isinstance(matrix, Codes) else Codes(matrix)
 
 
@@ -151,13 +155,13 @@ def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums
     return ColumnSums(float(weights.sum() if weights.size else codes.n_rows), total, square, low, high)
 
 
-def _sums_of_chunks(matrix: Any, weights: np.ndarray) -> ColumnSums:
+def _sums_of_chunks(matrix: Matrix, weights: np.ndarray) -> ColumnSums:
     """The sums of a sparse matrix that is rather dense, by dense chunks of its rows."""
     sums, pivot = ColumnSums.of_nothing(matrix.shape[1]), np.zeros(matrix.shape[1], np.float32)
     chunk = np.empty((min(DENSE_ROWS, matrix.shape[0]), matrix.shape[1]), np.float32)
     for start in range(0, matrix.shape[0], DENSE_ROWS):
         rows = chunk[: matrix.shape[0] - start]
-        _fill(matrix, start, pivot, rows)
+        fill(matrix, start, pivot, rows)
         sums += _dense_column_sums(rows, weights[start : start + DENSE_ROWS])
     return sums
 
@@ -211,15 +215,11 @@ def _add_dense_columns(first, last, chunk, weights, total, square, low, high):
                 high[feature] = max(high[feature], value)
 
 
-def _fill(matrix: Any, start: int, pivot: np.ndarray, chunk: np.ndarray):
-    """Write rows of a matrix, from `start` on, into a dense chunk, less `pivot`."""
-    if not scipy.sparse.issparse(matrix):
-        np.subtract(matrix[start : start + len(chunk)], pivot, out=chunk, casting="unsafe")
-        return
+def fill(matrix: Matrix, start: int, pivot: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+    """Write rows of a matrix, from `start` on, into a dense chunk, less `pivot`; returns the chunk."""
+    if isinstance(matrix, np.ndarray):
+        return np.subtract(matrix[start : start + len(chunk)], pivot, out=chunk, casting="unsafe")
     starts, columns, values = matrix.indptr, matrix.indices, matrix.data
     ranges = equal_ranges(np.ones(len(chunk)))
     in_parallel(lambda: lambda a, b: _fill_rows(a, b, start, starts, columns, values, pivot, chunk), ranges)
-
-
-# Starts a reading of both sides: blocks of the same rows, and the rows' weights where they have any.
-Reading = Callable[[], Iterator[tuple[Any, Any, np.ndarray | None]]]
+    return chunk

@@ -5,49 +5,43 @@ The scores of a finished pair are kept in a run's folder and reused while both r
 """
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 import features
-from comparing import scores, streamed
-from comparing.draws import chosen_rows, shuffled_blocks, shuffled_rows
+from comparing import draws, scores, streamed
+from comparing.codes import Matrix
+from comparing.draws import Cell, Draw
 from comparing.kept import read_kept, write_kept
-from comparing.pearson import Maxima, Sums
-from comparing.reader import Reader, own_rows
-from comparing.results import OLDER, Cell, Direction, Score
+from comparing.pearson import Maxima, Sums, max_correlations
+from comparing.reader import Reader, own_share
+from comparing.results import METRICS, OLDER, Comparison, Direction, Score
 from plumbing.errors import UserError
 from plumbing.processes import add_up, anywhere, first_process_says, team
 
-N_NEIGHBOURS, NEIGHBOUR_ROWS = (
-    10,
-    10_000,
-)  # of mutual_knn, and the rows drawn for it: its cost is their square
+N_NEIGHBOURS = 10  # of mutual_knn
+
+NEIGHBOUR_ROWS = 10_000  # rows drawn for mutual_knn: its cost is their square
+
+RhoByLayers = dict[tuple[str, str], np.ndarray]  # rho float64 [feature] by source layer and target layer
 
 
 def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
     """The maxima of both layers of a cell; every process has to call this where the cell does not fit."""
     if reader.fits(cell):
-        rows = shuffled_rows(cell.source) if cell.shuffled else None
-        sides = reader.codes(*cell[:2]), reader.codes(*cell[2:4])
-        return streamed.max_correlations(*sides, permutation=rows)
-    rows = own_rows(cell.source.n_samples)
-    return streamed.streamed_maxima(
-        lambda: cell.source.blocks(cell.source_layer, rows),
-        lambda: target_blocks(cell, rows, reader),
-        reader.memory // 2,
-        team().rank,
-        add_up,
-    )
+        return max_correlations(reader.codes(*cell[:2]), reader.codes(*cell[2:4]), cell.draw)
+    pairs = own_share(cell.draw.n_pairs(cell.source.n_samples))
+    sides = (lambda number=number: blocks(cell, number, reader, pairs) for number in (0, 1))
+    weights = None if cell.draw.weights is None else cell.draw.weights[pairs]
+    return streamed.streamed_maxima(*sides, reader.memory // 2, add_up, weights)
 
 
-def target_blocks(cell: Cell, rows: slice, reader: Reader) -> Iterator[Any]:
-    """The rows of a cell's target that are paired with `rows` of its source."""
-    if cell.shuffled:
-        return shuffled_blocks(cell.target, cell.target_layer, rows, reader.memory // 4)
-    return cell.target.blocks(cell.target_layer, rows)
+def blocks(cell: Cell, side: int, reader: Reader, pairs: slice = slice(None)) -> Iterator[Matrix]:
+    """The rows of a cell's source (side 0) or target (1), in the draw's order: of some of the pairs, or all."""
+    run, layer = cell[2 * side : 2 * side + 2]
+    return draws.blocks(run, layer, cell.draw[side], pairs, reader.memory // 4)
 
 
 def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -74,63 +68,83 @@ def pair_sums(cell: Cell, reader: Reader) -> Sums:
             f"24 bytes of {reader.memory}: leave hungarian and cka out of --metrics, or give more --memory"
         )
     if reader.fits(cell):
-        target = reader.codes(*cell[2:4]).take(shuffled_rows(cell.source) if cell.shuffled else None)
-        return Sums.of(reader.codes(*cell[:2]), target)
+        source, target = reader.codes(*cell[:2]), reader.codes(*cell[2:4])
+        return Sums.of(source.take(cell.draw.source), target.take(cell.draw.target), cell.draw.weights)
     sums = Sums(*widths)
-    sides = cell.source.blocks(cell.source_layer), target_blocks(cell, slice(None), reader)
-    for x, y in streamed.aligned(*sides):
+    for x, y in streamed.aligned(blocks(cell, 0, reader), blocks(cell, 1, reader)):
         sums.add(x, y)
     return sums
 
 
 def compare(
-    source: features.Run, target: features.Run, metrics: list[str], reader: Reader
-) -> tuple[Direction, Direction]:
-    """Score a pair of runs in both directions: source -> target, and target -> source."""
-    if target.name < source.name:  # kept once, in the folder of the first by name
-        return compare(target, source, metrics, reader)[::-1]
-    kept = read_kept(source, target)
-    missing = [metric for metric in metrics if not kept or metric not in kept[0].scores]
-    if not anywhere(bool(missing)):
-        return kept
-    kept = kept if not anywhere(kept is None) else match(source, target, reader)
-    for metric in OLDER:
-        if anywhere(metric in missing):
-            score = Score(
-                *first_process_says(lambda metric=metric: older_score(metric, source, target, reader), 2)
-            )
-            for one in kept:
-                one.scores[metric] = {"last_layer": score}
-    if team().rank == 0:
-        write_kept(source, target, kept)
-    return kept
+    run: features.Run,
+    other: features.Run,
+    metrics: Sequence[str] = ("wmppc", "mppc"),
+    memory: int | None = None,
+) -> Comparison:
+    """Score how much of each of two runs' features the other has, with the floor of chance beside each score.
+
+    `metrics` are some of METRICS; `memory` is in bytes, by default half of what is free. Runs of other samples are
+    refused.
+    """
+    if unknown := set(metrics) - set(METRICS):
+        raise UserError(f"unknown metrics {', '.join(sorted(unknown))}: choose among {', '.join(METRICS)}")
+    features.check_aligned([run, other])
+    return compared(run, other, metrics, Reader(memory))
 
 
-def match(source: features.Run, target: features.Run, reader: Reader) -> tuple[Direction, Direction]:
+def compared(run: features.Run, other: features.Run, metrics: Sequence[str], reader: Reader) -> Comparison:
+    """`compare` of runs of the same samples, whose layers a reader holds from one pair to the next."""
+    if other.name < run.name:  # kept once, in the folder of the first by name
+        return compared(other, run, metrics, reader).turned()
+    kept = read_kept(run, other)
+    is_new = anywhere(kept is None)  # where any process cannot read it, all work it out
+    found = match(run, other, reader) if is_new or kept is None else kept
+    for metric in (metric for metric in OLDER if metric in metrics):
+        if anywhere(metric not in found.scores):
+            is_new = True
+            numbers = first_process_says(lambda metric=metric: older_score(metric, run, other, reader), 2)
+            for one in found:
+                one.scores[metric] = {"last_layer": Score(*numbers)}
+    if is_new and team().rank == 0:
+        write_kept(run, other, found)
+    return found
+
+
+def match(source: features.Run, target: features.Run, reader: Reader) -> Comparison:
     """wMPPC and MPPC of a pair of runs, with the floors, from every layer against every layer."""
     pairs = list(itertools.product(source.layers, target.layers))
-    cells = [Cell(source, i, target, j, shuffled) for shuffled in (False, True) for i, j in pairs]
-    rho = dict(zip([(cell.shuffled, cell[1], cell[3]) for cell in cells], rho_of(cells, reader), strict=True))
-    forward = {key: own for key, (own, _) in rho.items()}
-    backward = {(shuffled, j, i): other for (shuffled, i, j), (_, other) in rho.items()}
-    return direction(source, target, forward, reader), direction(target, source, backward, reader)
+    rho = rho_of(
+        [Cell(source, i, target, j, draw) for draw in value_and_floor(source) for i, j in pairs], reader
+    )
+    by_draw = [dict(zip(pairs, rho[first:], strict=False)) for first in (0, len(pairs))]
+    forward = [{pair: own for pair, (own, _) in one.items()} for one in by_draw]
+    backward = [{(j, i): other for (i, j), (_, other) in one.items()} for one in by_draw]
+    return Comparison(direction(source, target, forward, reader), direction(target, source, backward, reader))
 
 
-def direction(source: features.Run, target: features.Run, rho: dict, reader: Reader) -> Direction:
-    """One direction's scores, from rho float64 [feature] by (shuffled, source layer, target layer)."""
+def value_and_floor(run: features.Run) -> tuple[Draw, Draw]:
+    """The draws whose scores are a Score's two numbers."""
+    return draws.ALL, draws.floor(run.n_samples)
+
+
+def direction(
+    source: features.Run, target: features.Run, rho: list[RhoByLayers], reader: Reader
+) -> Direction:
+    """One direction's scores, from the rho of the rows as they are and of the floor."""
     total = {layer: reader.sums(source, layer).total for layer in source.layers}
     widths = np.array([len(total[layer]) for layer in source.layers])
 
-    def over_all(score, shuffled) -> float:
-        best = [np.max([rho[shuffled, i, j] for j in target.layers], axis=0) for i in source.layers]
+    def over_all(score: Callable, rho: RhoByLayers) -> float:
+        best = [np.max([rho[i, j] for j in target.layers], axis=0) for i in source.layers]
         return scores.over_layers(np.array([*map(score, best, total.values())]), widths)
 
-    def between(score, i, j) -> Score:
-        return Score.of(*(score(rho[shuffled, i, j], total[i]) for shuffled in (False, True)))
+    def between(score: Callable, i: str, j: str) -> Score:
+        return Score.of(*(score(one[i, j], total[i]) for one in rho))
 
     found = {
         name: {
-            "all_layers": Score.of(over_all(score, False), over_all(score, True)),
+            "all_layers": Score.of(*(over_all(score, one) for one in rho)),
             "last_layer": between(score, source.layers[-1], target.layers[-1]),
         }
         for name, score in (("wmppc", scores.wmppc), ("mppc", scores.mppc))
@@ -147,8 +161,8 @@ def older_score(metric: str, source: features.Run, target: features.Run, reader:
     if metric == "mutual_knn":
         return mutual_knn(*last)
     values = []
-    for shuffled in (False, True):
-        sums = pair_sums(Cell(*last, shuffled), reader)
+    for draw in value_and_floor(source):
+        sums = pair_sums(Cell(*last, draw), reader)
         if metric == "hungarian":
             live = sums.source.total > 0, sums.target.total > 0
             values.append(scores.hungarian(sums.correlations(), *live))
@@ -160,12 +174,14 @@ def older_score(metric: str, source: features.Run, target: features.Run, reader:
 
 def mutual_knn(source: features.Run, source_layer: str, target: features.Run, target_layer: str) -> Score:
     """The overlap of nearest neighbours among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
-    order = shuffled_rows(source)
+    order = draws.floor(source.n_samples).target
     rows = np.sort(order[:NEIGHBOUR_ROWS])
     if len(rows) <= N_NEIGHBOURS:
         raise UserError(
             f"mutual_knn takes {N_NEIGHBOURS} neighbours of a sample; the runs have {len(rows)} samples"
         )
-    x, y = (chosen_rows(run, layer, rows) for run, layer in ((source, source_layer), (target, target_layer)))
+    x, y = (
+        draws.chosen_rows(run, layer, rows) for run, layer in ((source, source_layer), (target, target_layer))
+    )
     shuffled = np.argsort(np.argsort(order[rows]))  # the floor's permutation among these rows
     return Score.of(*(scores.mutual_knn(x, other, N_NEIGHBOURS) for other in (y, y[shuffled])))

@@ -1,10 +1,12 @@
-"""Which rows count and whom they are paired with: the permutation of the floors, and rows drawn from a run."""
+"""Which rows count, how often, and whom they are paired with: all of them, a floor's permutation, a half, a fold."""
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int
 
 import features
 from comparing.codes import ENTRY_BYTES
@@ -12,27 +14,78 @@ from comparing.codes import ENTRY_BYTES
 FLOOR_SEED = 0  # of the row permutation that a floor is the score of
 
 
+class Draw(NamedTuple):
+    """The pairs of rows that a correlation is over.
+
+    Pair n is the source's row `source[n]` beside the target's row `target[n]`, int [pair], and counts
+    `weights[n]` times, float [pair]. None: all rows in their order, each once. So a half or a fold names the
+    same rows on both sides, and a floor permutes the target's.
+    """
+
+    source: np.ndarray | None = None
+    target: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    @staticmethod
+    def of_rows(rows: Int[np.ndarray, " pair"]) -> "Draw":
+        """Some rows, each beside itself; a row that is named twice counts twice."""
+        return Draw(rows, rows)
+
+    def n_pairs(self, n_rows: int) -> int:
+        """The number of pairs of two runs of `n_rows` rows."""
+        return next((len(array) for array in self if array is not None), n_rows)
+
+    def check(self, n_source: int, n_target: int):
+        """Refuse what does not pair `n_source` rows, those named, with as many of the target's `n_target`."""
+        lengths = {n_source, n_target if self.target is None else len(self.target)}
+        lengths |= {len(array) for array in (self.source, self.weights) if array is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"the two sides, their rows and weights differ in length: {sorted(lengths)}")
+
+    def target_weights(self, n_rows: int) -> Float[np.ndarray, " row"] | None:
+        """How often each of the target's `n_rows` rows counts; None where each counts once."""
+        if self.target is None:
+            return self.weights
+        counts = np.bincount(self.target, self.weights, minlength=n_rows).astype(np.float64)
+        return None if (counts == 1).all() else counts
+
+
+ALL = Draw()
+
+
+class Cell(NamedTuple):
+    """Two layers to correlate, over the pairs of rows that `draw` names."""
+
+    source: features.Run
+    source_layer: str
+    target: features.Run
+    target_layer: str
+    draw: Draw = ALL
+
+
 @functools.lru_cache(maxsize=1)
-def permutation(n_samples: int) -> np.ndarray:
-    """The one permutation that every floor is of: the source's row n is paired with the target's row [n]."""
+def floor(n_samples: int) -> Draw:
+    """The one permutation that every floor is of: the same for all runs of the same samples."""
     rows = np.arange(n_samples, dtype=np.int32 if n_samples < 1 << 31 else np.int64)  # less to hold
-    return np.random.default_rng(FLOOR_SEED).permutation(rows)
+    return Draw(target=np.random.default_rng(FLOOR_SEED).permutation(rows))
 
 
-def shuffled_rows(run: features.Run) -> np.ndarray:
-    """The permutation of a floor: the same for all runs of the same samples."""
-    return permutation(run.n_samples)
-
-
-def shuffled_blocks(
-    run: features.Run, layer: str, rows: slice = slice(None), memory: int = 1 << 62
-) -> Iterator[Any]:
-    """A layer in the order of `shuffled_rows`, of which `rows` only, in blocks of CSR [row, feature].
+def blocks(
+    run: features.Run,
+    layer: str,
+    order: Int[np.ndarray, " pair"] | None,
+    pairs: slice = slice(None),
+    memory: int = 1 << 62,
+) -> Iterator[scipy.sparse.csr_array]:
+    """A layer's rows in the order of one side of a Draw, of which `pairs` only, in blocks of CSR [pair, feature].
 
     The layer is read once for all rows that `memory` bytes hold, so that memory decides how often it is read,
     and never which rows are paired.
     """
-    order = shuffled_rows(run)[rows]
+    if order is None:
+        yield from run.blocks(layer, pairs)
+        return
+    order = order[pairs]
     first = next(run.blocks(layer))
     row_bytes = max(first.nnz, 1) / first.shape[0] * ENTRY_BYTES
     step = int(min(max(memory / row_bytes, features.PART_ROWS), max(len(order), 1)))
@@ -44,10 +97,8 @@ def shuffled_blocks(
             yield chunk[block : block + features.PART_ROWS]
 
 
-def chosen_rows(run: features.Run, layer: str, rows: np.ndarray) -> Any:
+def chosen_rows(run: features.Run, layer: str, rows: Int[np.ndarray, " row"]) -> scipy.sparse.csr_array:
     """Some rows of a layer, in ascending order, without holding the others: scipy CSR [row, feature]."""
-    import scipy.sparse
-
     parts, start, reached = [], 0, 0
     for block in run.blocks(layer):
         first, reached = reached, int(np.searchsorted(rows, start + block.shape[0]))

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import sys
-from typing import Any
+from pathlib import Path
 
 import features
-from comparing.results import Direction, Score, plain
+from comparing.results import Comparison, Direction, Score, plain
 from plumbing import files
 
 KEPT_VERSION = 2  # of the kept scores: raise it where a definition changes
@@ -25,27 +25,27 @@ def identity(run: features.Run) -> str:
     return digest.hexdigest()
 
 
-def _kept_file(source: features.Run, target: features.Run) -> Any:
+def _kept_file(source: features.Run, target: features.Run) -> Path:
     return source.path / "pairs" / f"{target.name}.json"
 
 
-def read_kept(source: features.Run, target: features.Run) -> tuple[Direction, Direction] | None:
+def read_kept(source: features.Run, target: features.Run) -> Comparison | None:
     """The scores kept of a pair; None where there are none, or of runs that have changed since."""
     try:
         kept = json.loads(_kept_file(source, target).read_text(encoding="utf-8"))
         key = [KEPT_VERSION, identity(source), identity(target)]
-        return tuple(map(_as_direction, kept["directions"])) if kept["key"] == key else None
+        return Comparison(*map(_as_direction, kept["directions"])) if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_kept(source: features.Run, target: features.Run, directions: tuple[Direction, Direction]):
+def write_kept(source: features.Run, target: features.Run, found: Comparison):
     """Keep a pair's scores; a run's folder that cannot be written into keeps none, which is said."""
     file = _kept_file(source, target)
     key = [KEPT_VERSION, identity(source), identity(target)]
     try:
         files.make_folder(file.parent)
-        files.write_text(file, json.dumps({"key": key, "directions": plain(directions)}) + "\n")
+        files.write_text(file, json.dumps({"key": key, "directions": plain(list(found))}) + "\n")
     except OSError as error:
         print(f"the scores of this pair are not kept for the next time: {error}", file=sys.stderr)
 

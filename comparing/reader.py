@@ -7,7 +7,7 @@ import numpy as np
 
 import features
 from comparing.codes import ENTRY_BYTES, Codes, ColumnSums
-from comparing.results import Cell
+from comparing.draws import Cell
 from plumbing.processes import add_up, processes_here, team
 
 
@@ -105,7 +105,7 @@ def _room(group: Path) -> int | None:
     return None
 
 
-def own_rows(n_samples: int) -> slice:
-    """This process's share of the rows."""
+def own_share(n_pairs: int) -> slice:
+    """This process's share of the pairs of rows."""
     rank, world = team()
-    return slice(n_samples * rank // world, n_samples * (rank + 1) // world)
+    return slice(n_pairs * rank // world, n_pairs * (rank + 1) // world)

@@ -1,10 +1,8 @@
-"""What a comparison returns: scores with their floors, directions, and the cells of layers to correlate."""
+"""What a comparison returns: scores with their floors, and both directions of a pair."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
-import features
 
 OLDER = ("hungarian", "cka", "mutual_knn")  # scores of the last layers only, the same in both directions
 METRICS = ("wmppc", "mppc", *OLDER)
@@ -46,14 +44,27 @@ class Direction(NamedTuple):
         return self.scores["wmppc"]
 
 
-class Cell(NamedTuple):
-    """Two layers to correlate; `shuffled` pairs the source's rows with the target's in a random order."""
+class Comparison(NamedTuple):
+    """A pair of runs, scored both ways: what `compare(run, other)` returns.
 
-    source: features.Run
-    source_layer: str
-    target: features.Run
-    target_layer: str
-    shuffled: bool = False
+    `forward` is what the first run has in the other, `backward` what the other has in the first. `wmppc` and
+    `scores` are those of `forward`: `wmppc["last_layer"]` and `wmppc["all_layers"]` each hold a value and its floor.
+    """
+
+    forward: Direction
+    backward: Direction
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        return self.forward.scores
+
+    @property
+    def wmppc(self) -> dict[str, Score]:
+        return self.forward.wmppc
+
+    def turned(self) -> "Comparison":
+        """The same with the two runs in the other order."""
+        return Comparison(self.backward, self.forward)
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,12 @@
 """Comparative Sharedness: which features of one run all runs of a group have, and no run of another group."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+import features
+from comparing.scores import comparative_sharedness
 
 
 class Sharedness(NamedTuple):
@@ -22,20 +26,25 @@ class Sharedness(NamedTuple):
     rho: dict[str, np.ndarray]
 
 
-def sharedness(source: Any, min_group: list[Any], max_group: list[Any], layer: int = -1) -> Sharedness:
-    """Delta_i(M -> G, H) of every feature of the source's layer, the same layer number in every run."""
-    from comparing import comparison, results
-    from comparing import reader as reader_module
-    from comparing.scores import comparative_sharedness
+def sharedness(
+    run: features.Run, min_group: Sequence[features.Run], max_group: Sequence[features.Run], layer: int = -1
+) -> Sharedness:
+    """Delta_i(M -> G, H) of every feature i of a run M: high where all runs of `min_group` G have it, and none of
+    `max_group` H. `layer` is the same number in every run; negative ones count from the end.
+    """
+    features.check_aligned([run, *min_group, *max_group])
 
-    others = {run.name: run for run in (*min_group, *max_group)}
-    own = source.layer(layer)
-    cells = [results.Cell(source, own, run, run.layer(layer)) for run in others.values()]
-    reader = reader_module.Reader()
-    rho = {name: forward for name, (forward, _) in zip(others, comparison.rho_of(cells, reader), strict=True)}
-    total = reader.sums(source, own).total
-    names = [[run.name for run in group] for group in (min_group, max_group)]
+    from comparing.comparison import rho_of  # numba comes with it, and takes half a second
+    from comparing.draws import Cell
+    from comparing.reader import Reader
+
+    others = {other.name: other for other in (*min_group, *max_group)}
+    own, reader = run.layer(layer), Reader()
+    cells = [Cell(run, own, other, other.layer(layer)) for other in others.values()]
+    rho = {name: forward for name, (forward, _) in zip(others, rho_of(cells, reader), strict=True)}
+    total = reader.sums(run, own).total
+    names = [[other.name for other in group] for group in (min_group, max_group)]
     delta = comparative_sharedness(*(np.array([rho[name] for name in group]) for group in names), total)
     order = np.argsort(-delta, kind="stable")
     ranked = {name: values[order] for name, values in rho.items()}
-    return Sharedness(source.name, own, *names, order, delta[order], total[order], ranked)
+    return Sharedness(run.name, own, *names, order, delta[order], total[order], ranked)

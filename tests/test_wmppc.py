@@ -15,6 +15,8 @@ import pytest
 import scipy.optimize
 import torch
 import torch.distributed
+from oracles import pearson
+from oracles import wmppc as oracle
 from PIL import Image
 from runs import make_run
 
@@ -39,14 +41,6 @@ def codes(seed, n_features, n_rows=400, noise=0.5):
     return (events * rng.exponential(size=events.shape) + (rng.random(events.shape) < 0.02) * noise).astype(
         np.float32
     )
-
-
-def oracle(source, target):
-    """wMPPC by its formula: standardise, multiply, take the highest, weigh."""
-    x, y = (np.asarray(side, np.float64) for side in (source, target))
-    zx, zy = ((side - side.mean(0)) / side.std(0) for side in (x, y))
-    rho = (zx.T @ zy / len(x)).max(axis=1)
-    return (x.sum(0) * rho).sum() / x.sum(), rho
 
 
 def two_runs():
@@ -210,8 +204,7 @@ def test_older_scores_are_those_of_their_formulas(capsys):
     permuted = y[np.random.default_rng(draws.FLOOR_SEED).permutation(400)]
     for kind, other in (("value", y), ("floor", permuted)):
         centred = [side - side.mean(0) for side in (x, other)]
-        z = [side / side.std(0) for side in centred]
-        r = z[0].T @ z[1] / 400
+        r = pearson(x, other)
         matched = r[scipy.optimize.linear_sum_assignment(r, maximize=True)].mean()
         assert getattr(found["hungarian"]["last_layer"], kind) == pytest.approx(matched, abs=1e-6)
         gram = [side @ side.T for side in centred]
@@ -247,7 +240,7 @@ def test_rows_are_read_in_the_floors_order_however_they_are_shared_out(memory, m
         blocks = [
             block.toarray()
             for share in shares
-            for block in draws.shuffled_blocks(run, "layer0", share, memory)
+            for block in draws.blocks(run, "layer0", draws.floor(100).target, share, memory)
         ]
         np.testing.assert_array_equal(np.vstack(blocks).ravel(), expected)
 
