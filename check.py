@@ -16,7 +16,6 @@ from encoders.self_test import runs, self_test
 from encoders.wrapper import WrappedModel
 from plumbing.commandline import Parser, add_flags, chosen, script
 from plumbing.errors import UserError
-from sources.media import _side
 from wrappedmodels import REGISTRY, load
 
 
@@ -29,7 +28,7 @@ def describe_data(pairs: Pairs) -> dict[str, Any]:
         "fingerprint": pairs.fingerprint,
         "first_id": pairs.ids[0],
         "last_id": pairs.ids[-1],
-        "sounds": sum(_side(sample) == "audio" for sample in pairs.samples),
+        "sounds": sum(sample.side == "audio" for sample in pairs.samples),
         "captions_per_row": _spread(len(texts) for texts in pairs.captions),
         "caption_words": _spread(len(text.split()) for text in texts),
         "caption_characters": _spread(map(len, texts)),
@@ -207,7 +206,7 @@ def look_at_data(arguments: Any) -> dict[str, Any]:
     options = chosen(arguments, data.FLAGS) | {"skip_unreadable": True}  # the point is to find them
     pairs = data.open_pairs(**options)
     held = describe_data(pairs)
-    if any(_side(sample) == "image" for sample in pairs.samples):
+    if any(sample.side == "image" for sample in pairs.samples):
         from showing import sheets
 
         sheet = Path(arguments.sheet or Path("imgs", f"data_{pairs.name}.png"))

@@ -17,7 +17,6 @@ from data import Pairs
 from features import Run
 from plumbing import files
 from plumbing.errors import UserError
-from sources.media import _side
 
 HIGHEST = (3, 3)  # columns and lines of a feature's sheet
 CONTACT = (6, 5)  # of a data set's
@@ -89,7 +88,7 @@ def save_sheets(
 
     @functools.lru_cache(HELD)
     def picture(row: int) -> Image.Image | None:  # a sound has its caption alone
-        return fitted(pairs.image(row)) if _side(pairs.samples[row]) == "image" else None
+        return fitted(pairs.image(row)) if pairs.samples[row].side == "image" else None
 
     for found in tqdm(list(highest(codes, features)), desc="sheets"):
         if found.count == 0:
@@ -107,7 +106,7 @@ def save_sheets(
 
 def contact_sheet(pairs: Pairs) -> Image.Image:
     """Thirty pictures at equal distances through the rows, with their row numbers and captions."""
-    pictured = [row for row, sample in enumerate(pairs.samples) if _side(sample) == "image"]
+    pictured = [row for row, sample in enumerate(pairs.samples) if sample.side == "image"]
     rows = pictured[:: math.ceil(len(pictured) / math.prod(CONTACT))]
     cells = [Cell(fitted(pairs.image(row)), "", f"row {row}", pairs.caption(row)) for row in rows]
     columns = CONTACT[0]

@@ -1,18 +1,24 @@
-"""COCO's captions: rows by image id."""
+"""COCO's captions, indexed by pycocotools: rows by image id."""
 
+import contextlib
+import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, _file_bytes, _reason, _require_found, _say
+from sources.opened import Opened, Sample, file_bytes, reason, require_found, say_without_caption
 
-COCO_HELP = (
+HELP = (
     "download http://images.cocodataset.org/zips/{split}.zip and "
     "http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpack both into one folder, "
     "and type --data_root FOLDER"
 )
+
+Id = Any  # of a picture: a whole number or a text, and the same in the whole file
+
+Table = list[dict[str, Any]]  # a list of the JSON file
 
 
 def open_coco(location: str | None, split: str = "train2017") -> Opened:
@@ -23,52 +29,73 @@ def open_coco(location: str | None, split: str = "train2017") -> Opened:
     location = location or "data/coco"
     root = Path(location)
     annotations = root / "annotations" / f"captions_{split}.json"
-    _require_found("COCO", (annotations, root / split), COCO_HELP.format(split=split))
-    files, captions = _coco_tables(annotations)
-    if len(captions) < len(files):
-        _say(f"coco: {len(files) - len(captions)} of {len(files)} pictures have no caption and are left out")
+    require_found("COCO", (annotations, root / split), HELP.format(split=split))
+    pictures, captions = _index(annotations)
     samples = [
-        Sample(str(image), f"{split}/{files[image]}", captions[image], str(root / split / files[image]))
+        Sample(str(image), f"{split}/{pictures[image]}", captions[image], str(root / split / pictures[image]))
         for image in sorted(captions)
     ]
+    say_without_caption("coco", "pictures", len(pictures), len(samples))
     name = "coco" if split == "train2017" else f"coco_{split}"
-    return Opened(name, samples, _file_bytes, location, files=[str(annotations)])
+    return Opened(name, samples, file_bytes, location, files=[str(annotations)])
 
 
-def _coco_tables(annotations: Path) -> tuple[dict[Any, str], dict[Any, list[str]]]:
-    """File names and captions by image id, from the lists themselves: ids of annotations only order captions."""
+def _index(annotations: Path) -> tuple[dict[Id, str], dict[Id, list[str]]]:
+    """File names and captions by image id, as pycocotools indexes the tables."""
+    from pycocotools.coco import COCO
+
+    pictures, captions = _tables(annotations)
+    coco: Any = COCO()  # its types know no captions
+    coco.dataset = {"images": pictures, "annotations": captions}
+    with contextlib.redirect_stdout(io.StringIO()):  # where it says what it does
+        coco.createIndex()
+    if len(coco.imgs) < len(pictures):
+        twice = Counter(picture["id"] for picture in pictures).most_common(1)[0][0]
+        raise UserError(f"{annotations} lists image id {twice} twice; every picture needs its own")
+    if strangers := [image for image in coco.imgToAnns if image not in coco.imgs]:
+        raise UserError(f"{annotations} has a caption for image id {strangers[0]!r}, which it does not list")
+    files = {image: picture["file_name"] for image, picture in coco.imgs.items()}
+    texts = {image: [text["caption"].strip() for text in found] for image, found in coco.imgToAnns.items()}
+    return files, texts
+
+
+def _tables(annotations: Path) -> tuple[Table, Table]:
+    """The file's pictures, and its captions in the order of their ids, numbered anew.
+
+    pycocotools needs an id for each caption; those of the file may be missing, or occur twice, and only decide the
+    order, where all of them are numbers.
+    """
     try:
         tables = json.loads(annotations.read_text(encoding="utf-8-sig"))
-        pictures = [(picture["id"], picture["file_name"]) for picture in tables["images"]]
-        texts = [(text.get("id"), text["image_id"], text["caption"]) for text in tables["annotations"]]
+        pictures = [{key: picture[key] for key in ("id", "file_name")} for picture in tables["images"]]
+        found = [(text.get("id"), text["image_id"], text["caption"]) for text in tables["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError) as why:
-        raise UserError(f"{annotations} is not a COCO caption file ({_reason(why)})") from why
-    _require_coco_kinds(annotations, pictures, texts)
-    files = dict(pictures)
-    if len(files) < len(pictures):
-        twice = Counter(picture for picture, _ in pictures).most_common(1)[0][0]
-        raise UserError(f"{annotations} lists image id {twice} twice; every picture needs its own")
-    captions: dict[Any, list[str]] = {}
-    numbered = all(isinstance(name, int) for name, _, _ in texts)
-    for _, picture, text in sorted(texts, key=lambda row: row[0] if numbered else 0):
-        captions.setdefault(picture, []).append(text.strip())
-    if strangers := [picture for picture in captions if picture not in files]:
-        raise UserError(f"{annotations} has a caption for image id {strangers[0]!r}, which it does not list")
-    return files, captions
+        raise UserError(f"{annotations} is not a COCO caption file ({reason(why)})") from why
+    _require_texts(annotations, pictures, found)
+    _require_one_kind(annotations, [picture["id"] for picture in pictures] + [image for _, image, _ in found])
+    if all(isinstance(number, int) for number, _, _ in found):
+        found.sort(key=lambda row: row[0])
+    return pictures, [
+        {"id": number, "image_id": image, "caption": text} for number, (_, image, text) in enumerate(found)
+    ]
 
 
-def _require_coco_kinds(annotations: Path, pictures: list[tuple], texts: list[tuple]):
-    """Refuse captions and file names that are no texts, and image ids that are not all numbers or all texts."""
-    for name, picture, text in texts:
+def _require_texts(annotations: Path, pictures: Table, captions: list[tuple]):
+    for number, image, text in captions:
         if not isinstance(text, str):
             raise UserError(
-                f"{annotations}: annotation {name!r} of image {picture!r} has the caption {text!r}, which is no "
+                f"{annotations}: annotation {number!r} of image {image!r} has the caption {text!r}, which is no "
                 "text; mend it or take it out"
             )
-    for picture, file in pictures:
-        if not isinstance(file, str):
-            raise UserError(f"{annotations}: image {picture!r} has the file name {file!r}, which is no text")
-    ids = [picture for picture, _ in pictures] + [picture for _, picture, _ in texts]
+    for picture in pictures:
+        if not isinstance(picture["file_name"], str):
+            raise UserError(
+                f"{annotations}: image {picture['id']!r} has the file name {picture['file_name']!r}, which is no text"
+            )
+
+
+def _require_one_kind(annotations: Path, ids: list[Id]):
+    """Refuse image ids that are not all whole numbers or all texts."""
     if {*map(type, ids)} not in ({int}, {str}, set()):
         other = next((one for one in ids if type(one) is not type(ids[0])), ids[0])
         raise UserError(

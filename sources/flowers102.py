@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sources.opened import Opened, Sample, _file_bytes, _require_found, _say
+from sources.opened import Opened, Sample, file_bytes, require_found, say_without_caption
 
-FLOWERS_HELP = (
+HELP = (
     "unpack https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz (jpg/image_00001.jpg …) and, "
     "from cvpr2016_flowers.tar.gz of https://github.com/reedscot/cvpr2016, the folder text_c10 "
     "(text_c10/class_00077/image_00001.txt …, a caption a line) into one folder, and type --data_root FOLDER"
@@ -19,21 +19,19 @@ def open_flowers102(location: str | None) -> Opened:
     """
     location = location or "data/flowers102"
     root = Path(location)
-    _require_found("flowers102", (root / "jpg", root / "text_c10"), FLOWERS_HELP)
-    texts = sorted(root.glob("text_c10/class_*/image_*.txt"))
-    captions = {path.stem: _lines(path) for path in texts}
+    require_found("flowers102", (root / "jpg", root / "text_c10"), HELP)
+    listings = sorted(root.glob("text_c10/class_*/image_*.txt"))
+    captions = {path.stem: _lines(path) for path in listings}
     found = {path.stem for path in (root / "jpg").glob("image_*.jpg")}
-    # with those that have captions and are not there: a picture that is missing is no reason to drop its row
-    pictures = [root / "jpg" / f"{name}.jpg" for name in sorted(found | {*captions})]
+    # A caption whose picture is missing keeps its row: a missing file is an error, or --skip_unreadable lists it.
+    names = sorted(found | {*captions})
     samples = [
-        Sample(path.stem, f"jpg/{path.name}", captions[path.stem], str(path))
-        for path in pictures
-        if captions.get(path.stem)
+        Sample(name, f"jpg/{name}.jpg", captions[name], str(root / "jpg" / f"{name}.jpg"))
+        for name in names
+        if captions.get(name)
     ]
-    if len(samples) < len(pictures):
-        unpaired = len(pictures) - len(samples)
-        _say(f"flowers102: {unpaired} of {len(pictures)} pictures have no caption and are left out")
-    return Opened("flowers102", samples, _file_bytes, location, files=[*map(str, texts)])
+    say_without_caption("flowers102", "pictures", len(names), len(samples))
+    return Opened("flowers102", samples, file_bytes, location, files=[*map(str, listings)])
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, _file_bytes, _name_of, _reason, _say, _texts
+from sources.opened import Opened, Sample, file_bytes, name_of, reason, say_without_caption, texts
 
 FILE_KEYS = ("file", "file_name", "image", "audio")
 
 CAPTION_KEYS = ("caption", "captions", "text")
-
-KEYS = (FILE_KEYS, CAPTION_KEYS)
 
 LISTINGS = ("captions.jsonl", "captions.tsv")
 
@@ -34,15 +32,13 @@ def open_folder(location: str | None) -> Opened:
         raise UserError(f"{root.absolute()} has {has}; data set 'folder' needs one, of files and captions")
     captions: dict[str, list[str]] = {}
     lines = _jsonl_lines if found[0].suffix == ".jsonl" else _tsv_lines
-    for where, file, texts in lines(found[0]):
+    for where, file, listed in lines(found[0]):
         if PurePosixPath(file).is_absolute():
             raise UserError(f"{where}: {file!r} is not relative to {location}")
-        captions.setdefault(PurePosixPath(file).as_posix(), []).extend(text.strip() for text in texts)
-    samples = [Sample(file, file, texts, str(root / file)) for file, texts in captions.items() if texts]
-    if len(samples) < len(captions):
-        unpaired = len(captions) - len(samples)
-        _say(f"folder: {unpaired} of {len(captions)} files have no caption and are left out")
-    return Opened(_name_of(root), samples, _file_bytes, location, files=[str(found[0])])
+        captions.setdefault(PurePosixPath(file).as_posix(), []).extend(text.strip() for text in listed)
+    samples = [Sample(file, file, listed, str(root / file)) for file, listed in captions.items() if listed]
+    say_without_caption("folder", "files", len(captions), len(samples))
+    return Opened(name_of(root), samples, file_bytes, location, files=[str(found[0])])
 
 
 def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
@@ -51,7 +47,7 @@ def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(lines, 1):
                 yield f"{listing}:{number}", line
     except UnicodeDecodeError as why:
-        raise UserError(f"{listing} is not UTF-8 text ({_reason(why)})") from why
+        raise UserError(f"{listing} is not UTF-8 text ({reason(why)})") from why
 
 
 def _jsonl_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
@@ -64,14 +60,14 @@ def _jsonl_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
             raise UserError(f"{where}: not a JSON object ({why})") from why
         record = record if isinstance(record, dict) else {}
         file = next((record[key] for key in FILE_KEYS if key in record), None)
-        texts = _texts(next((record[key] for key in CAPTION_KEYS if key in record), None))
-        if not isinstance(file, str) or texts is None:
+        listed = texts(next((record[key] for key in CAPTION_KEYS if key in record), None))
+        if not isinstance(file, str) or listed is None:
             raise UserError(f'{where}: needs {{"file": "a/b.jpg", "caption": "…"}}, or a list of captions')
-        yield where, file, texts
+        yield where, file, listed
 
 
 def _tsv_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Through the csv module: a field in quotes may hold tabs, line ends and doubled quotes."""
+    """With or without a header; as csv writers do it, a field in quotes may hold tabs, line ends and doubled quotes."""
     header: list[str] = []
     for number, (where, fields) in enumerate(_tsv_records(listing)):
         names = [name.strip().lower() for name in fields]
@@ -86,12 +82,14 @@ def _tsv_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
                 f"{where}: needs {'a file, a tab and a caption' if not header else f'{len(header)} fields'}, and "
                 f"has {len(fields)}: {' | '.join(fields)[:80]!r}; a field with a tab in it needs quotes"
             )
-        file, text = (next(columns.index(key) for key in keys if key in columns) for keys in KEYS)
+        file, text = (
+            next(columns.index(key) for key in keys if key in columns) for keys in (FILE_KEYS, CAPTION_KEYS)
+        )
         yield where, fields[file], [fields[text]]
 
 
 def _tsv_records(listing: Path) -> Iterator[tuple[str, list[str]]]:
-    """The fields of each record that is not blank, and where it begins."""
+    """Where each record that is not blank begins, and its fields."""
     lines, where = _numbered_lines(listing), ""
 
     def followed() -> Iterator[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, _file_bytes, _files_below, _reason, _say, _texts
+from sources.opened import Opened, Sample, file_bytes, files_below, reason, say_without_caption, texts
+
+Table = Any  # datasets.Dataset, which takes long to import
 
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
@@ -22,11 +24,11 @@ def open_hf(
 ) -> Opened:
     """Any Hugging Face data set of pictures and texts, from the hub or a local folder or file.
 
-    NAME is one on the hub, a folder that `load_dataset` or `save_to_disk` knows, or a .parquet, .arrow,
-    .jsonl or .csv file. Rows are in its order; the ids are `id_column` ("id" if there is one; "none" for row
-    numbers).
+    `location` is a name on the hub, a folder that `load_dataset` or `save_to_disk` knows, or a .parquet, .arrow,
+    .jsonl, .csv or .tsv file. Rows are in its order; the ids are `id_column` ("id" where there is one; "none"
+    numbers the rows).
     """
-    dataset = _one_split(_load_hf(location, subset, split), location)
+    dataset = _one_split(load(location, subset, split), location)
     columns = dataset.column_names
     text_column = text_column or next((name for name in TEXT_COLUMNS if name in columns), TEXT_COLUMNS[0])
     id_column = id_column or ("id" if "id" in columns else "none")
@@ -35,49 +37,44 @@ def open_hf(
     ids = [str(row) for row in range(len(dataset))]
     if id_column != "none":
         _require_column(location, columns, id_column, "id")
-        ids = [str(name) for name in _hf_column(dataset, id_column, location)]
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise UserError(
-            f"column {id_column!r} of {location!r} has {twice!r} twice; --id_column none numbers the rows"
-        )
-    captions = _hf_captions(dataset, text_column, location)
-    read = functools.partial(_hf_bytes, _undecoded(dataset, image_column, location), image_column)
+        ids = _ids(dataset, id_column, location)
+    captions = _captions(dataset, text_column, location)
+    read = functools.partial(_bytes, _undecoded(dataset, image_column, location), image_column)
     samples = [
-        Sample(name, f"{image_column} {row}", texts, row)
-        for row, (name, texts) in enumerate(zip(ids, captions, strict=True))
-        if texts
+        Sample(name, f"{image_column} {row}", listed, row)
+        for row, (name, listed) in enumerate(zip(ids, captions, strict=True))
+        if listed
     ]
-    if len(samples) < len(ids):
-        _say(f"hf: {len(ids) - len(samples)} of {len(ids)} rows have no caption and are left out")
+    say_without_caption("hf", "rows", len(ids), len(samples))
     name = Path(location).stem if Path(location).is_file() else Path(location).name
-    files = _files_below(location) + [file["filename"] for file in dataset.cache_files]
+    files = files_below(location) + [file["filename"] for file in dataset.cache_files]
     return Opened(name, samples, read, None, version=dataset._fingerprint, files=files)
 
 
-def _load_hf(name: str, subset: str | None, split: str | None) -> Any:
+def load(name: str, subset: str | None, split: str | None) -> Table | dict[str, Table]:
+    """The data set, or its splits by name, as the library `datasets` reads it. Error: it cannot."""
     import datasets
 
     path = Path(name)
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if path.is_dir() and not saved and glob.escape(name) != name:
-        raise UserError(f"{name!r}: of a folder whose name holds [, * or ?, no file is found; rename it")
+        raise UserError(f"{name!r}: in a folder whose name holds [, * or ? no file is found; rename it")
     try:
         if saved:
             return _of_split(datasets.load_from_disk(name), split)
         if path.is_file():
-            reader, options = _hf_reader(path)
+            reader, options = _reader(path)
             return datasets.load_dataset(reader, data_files=glob.escape(name), split=split, **options)
         return datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as why:
         raise UserError(
             f"Hugging Face data set {name!r} (subset {subset}, split {split}) cannot be opened "
-            f"({_reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
+            f"({reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
             "a network"
         ) from why
 
 
-def _hf_reader(path: Path) -> tuple[str, dict[str, Any]]:
+def _reader(path: Path) -> tuple[str, dict[str, Any]]:
     """The reader of a file by its suffix, and the reader's options; "NA" and "None" are captions too."""
     tables = {".csv": {"keep_default_na": False}, ".tsv": {"keep_default_na": False, "sep": "\t"}}
     readers = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"} | dict.fromkeys(tables, "csv")
@@ -86,8 +83,8 @@ def _hf_reader(path: Path) -> tuple[str, dict[str, Any]]:
     return readers[path.suffix], tables.get(path.suffix, {})
 
 
-def _of_split(saved: Any, split: str | None) -> Any:
-    """A part of what `save_to_disk` wrote: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
+def _of_split(saved: Table | dict[str, Table], split: str | None) -> Table | dict[str, Table]:
+    """The part of a saved data set that `split` names: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
     import datasets
 
     if split is None:
@@ -100,7 +97,7 @@ def _of_split(saved: Any, split: str | None) -> Any:
     )
 
 
-def _one_split(loaded: Any, name: str) -> Any:
+def _one_split(loaded: Table | dict[str, Table], name: str) -> Table:
     if not isinstance(loaded, dict):
         return loaded
     if len(loaded) > 1:
@@ -116,16 +113,31 @@ def _require_column(name: str, columns: list[str], column: str, role: str):
         )
 
 
-def _hf_column(dataset: Any, column: str, name: str) -> list[Any]:
+def _ids(dataset: Table, column: str, name: str) -> list[str]:
+    ids = _column(dataset, column, name)
+    if None in ids:
+        raise UserError(
+            f"row {ids.index(None)} of column {column!r} of {name!r} has no id; --id_column none numbers the rows"
+        )
+    ids = [str(found) for found in ids]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise UserError(
+            f"column {column!r} of {name!r} has {twice!r} twice; --id_column none numbers the rows"
+        )
+    return ids
+
+
+def _column(dataset: Table, column: str, name: str) -> list:
     try:
         return dataset.select_columns([column])[:][column]
     except ValueError as why:  # Arrow does not check that its texts are UTF-8
-        raise UserError(f"column {column!r} of {name!r} cannot be read ({_reason(why)})") from why
+        raise UserError(f"column {column!r} of {name!r} cannot be read ({reason(why)})") from why
 
 
-def _hf_captions(dataset: Any, column: str, name: str) -> list[list[str] | None]:
-    values = _hf_column(dataset, column, name)
-    captions = [_texts(value) for value in values]
+def _captions(dataset: Table, column: str, name: str) -> list[list[str] | None]:
+    values = _column(dataset, column, name)
+    captions = [texts(value) for value in values]
     for row, value in enumerate(values):
         if captions[row] is None and value is not None:
             raise UserError(
@@ -134,8 +146,8 @@ def _hf_captions(dataset: Any, column: str, name: str) -> list[list[str] | None]
     return captions
 
 
-def _undecoded(dataset: Any, column: str, name: str) -> Any:
-    """The picture column alone, as encoded bytes: `decode` treats all data sets alike."""
+def _undecoded(dataset: Table, column: str, name: str) -> Table:
+    """The picture column alone, as encoded bytes, so that media.py decodes the pictures of all data sets alike."""
     import datasets
 
     kind, dataset = dataset.features[column], dataset.select_columns([column])
@@ -149,10 +161,10 @@ def _undecoded(dataset: Any, column: str, name: str) -> Any:
     return dataset
 
 
-def _hf_bytes(dataset: Any, column: str, row: int) -> bytes:
+def _bytes(dataset: Table, column: str, row: int) -> bytes:
     content = dataset[row][column]
     if isinstance(content, dict):
-        content = _file_bytes(content["path"]) if content["bytes"] is None else content["bytes"]
+        content = file_bytes(content["path"]) if content["bytes"] is None else content["bytes"]
     if content is None:
         raise ValueError("the row has no picture")
     return content

@@ -3,40 +3,46 @@
 import io
 import math
 import struct
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from sources.opened import BROKEN, SOUNDS, Sample
+from sources.opened import BROKEN
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # PIL warns of pictures above 89 million pixels and refuses them above 179; `decode` has its own, wider line.
 Image.MAX_IMAGE_PIXELS = None
 
-# It refuses a PNG for a megabyte of text or of colour profile, neither of which is looked at here.
-PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
+# It refuses a PNG with more than a megabyte of text or colour profile, neither of which is looked at here.
+vars(PngImagePlugin).update(MAX_TEXT_CHUNK=2**26, MAX_TEXT_MEMORY=2**28)  # bytes
 
 MOST_PIXELS = 2**29  # 20,000 x 20,000 px fits; decoding it takes 2 GB
 
-REDUCE_PIXELS = (
-    2**26
-)  # a larger picture is box-averaged to below this: encoders look at a few hundred px a side
+REDUCE_PIXELS = 2**26  # a larger picture is averaged down to below this: encoders see a few hundred px a side
 
 MOST_RATIO = 100  # of the sides: what scales the shorter one to 512 px then holds 26 million pixels at most
 
 ORIENTATION = 274  # the tag of EXIF that says how the camera was held
 
-UPRIGHT = dict(
-    zip(range(2, 9), [Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)], strict=True)
-)  # flips and quarter turns
+# The flip or quarter turn that undoes orientation 2, 3, … 8.
+UPRIGHT = {tag: Image.Transpose(turn) for tag, turn in enumerate((0, 3, 1, 5, 4, 6, 2), 2)}
 
-DEEP = ("RGB;16B", "RGBA;16B")  # PIL's names for 16-bit colours, the high byte first
-
-
-def _side(sample: Sample) -> str:
-    return "audio" if sample.file.lower().endswith(SOUNDS) else "image"
+# PIL's names for the byte order of 16-bit colours (the high byte first, the low one, the machine's), and the opposite.
+OPPOSITE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
-def decode(content: Any) -> Image.Image:
+class Sound(NamedTuple):
+    """A mono recording, float32 [frame] in -1..1, and its sampling rate in Hz."""
+
+    frames: "np.ndarray"
+    rate: int
+
+
+def decode(content: bytes | Image.Image) -> Image.Image:
     """A file's bytes, or a picture, as an upright RGB picture; of an animation, the first frame.
 
     Transparent pixels are shown on white, 16 bits are scaled to 8, EXIF orientation is applied, and the
@@ -46,31 +52,41 @@ def decode(content: Any) -> Image.Image:
     picture = _open_picture(content) if isinstance(content, bytes) else content
     if picture.width * picture.height > MOST_PIXELS:
         raise ValueError(f"{picture.width} x {picture.height} px is over the limit of {MOST_PIXELS:,} pixels")
-    deep = isinstance(content, bytes) and any(tile.args in DEEP for tile in getattr(picture, "tile", ()))
+    low = _low_bytes(picture) if isinstance(content, bytes) else []
     picture.load()
-    if deep and not any(highest for _, highest in picture.getextrema()):
-        picture = _low_bytes(content)
+    if low and isinstance(content, bytes) and not picture.getbbox(alpha_only=False):
+        picture = _open_picture(content)
+        picture.tile = low
     return _reduced(_on_white(_eight_bit(_upright(picture))))
 
 
-def _low_bytes(content: bytes) -> Image.Image:
-    """A PNG of 16-bit colours that holds values of 8 bits: of the two bytes of each, PIL takes the higher one."""
-    picture = _open_picture(content)
-    picture.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in picture.tile]
-    return picture
+def _low_bytes(picture: Image.Image) -> list[ImageFile._Tile]:
+    """What makes PIL read the lower byte of each 16-bit colour; empty for other pictures.
+
+    PIL reads the higher one, and a file of 16 bits that holds 8-bit values would be black.
+    """
+    swapped = []
+    for tile in getattr(picture, "tile", ()):
+        first, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        mode, _, order = str(first).partition(";")
+        if mode not in ("RGB", "RGBA", "RGBX") or order not in OPPOSITE:
+            return []
+        raw = f"{mode};{OPPOSITE[order]}"
+        swapped.append(tile._replace(args=(raw, *rest) if rest else raw))
+    return swapped
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     """Turned as EXIF's orientation says, whatever else is in there; what cannot be read turns nothing."""
     try:
-        turn = UPRIGHT.get(_orientation(picture))
+        turn = UPRIGHT.get(_orientation(picture) or 0)
     except BROKEN:
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    """Tag 274 alone, from the directory's entries of 12 bytes (tag, type, count, value): PIL stops at odd ones."""
+    """EXIF's tag 274, read from the entries of 12 bytes (tag, type, count, value): PIL stops at a damaged entry."""
     exif = picture.info.get("exif")
     if not isinstance(exif, bytes):
         return picture.getexif().get(ORIENTATION)
@@ -86,17 +102,17 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    """Averaged down, so that neither the picture nor what encoders make of a thin one fills the memory.
+    """Averaged down, so that it does not fill the memory, here or where an encoder scales the shorter side up.
 
-    Many encoders scale the shorter side to theirs: 20,000 x 1 px would become 4,480,000 x 224.
+    20,000 x 1 px would there become 4,480,000 x 224.
     """
     both = math.ceil(math.sqrt(picture.width * picture.height / REDUCE_PIXELS))
     longest = MOST_RATIO * min(picture.size)
-    factors = tuple(max(both, math.ceil(side / longest)) for side in picture.size)
+    factors = max(both, math.ceil(picture.width / longest)), max(both, math.ceil(picture.height / longest))
     return picture.reduce(factors) if max(factors) > 1 else picture
 
 
-def _open_picture(content: bytes) -> Image.Image:
+def _open_picture(content: bytes) -> ImageFile.ImageFile:
     if not content:
         raise ValueError("the file is empty")
     try:
@@ -106,10 +122,10 @@ def _open_picture(content: bytes) -> Image.Image:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits as grey of 8: 65535 becomes 255. PIL itself would clip everything above 255.
+    """16-bit grey as 8-bit grey: 65535 becomes 255, where PIL would clip everything above 255.
 
-    Where no value is above 255 or 4095, grey of 8 or 12 bits was stored in 16, and that becomes 255: it would
-    be all but black.
+    Where no value is above 255 (or 4095), the file holds 8-bit (or 12-bit) grey, and it is that value which
+    becomes 255: the picture would be all but black.
     """
     if picture.mode == "F":
         raise ValueError("its floating-point grey values have no known range; save it with 8 or 16 bits")
@@ -132,11 +148,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def decode_sound(content: bytes) -> tuple[Any, int]:
-    """A sound file's bytes as a mono float32 array [frame], channels averaged, and its sampling rate in Hz.
-
-    Errors: one of BROKEN where the bytes are no whole sound file.
-    """
+def decode_sound(content: bytes) -> Sound:
+    """A sound file's bytes as a recording, its channels averaged. Errors: one of BROKEN where it is not whole."""
     import soundfile
 
     riff_bytes = int.from_bytes(content[4:8], "little") + 8
@@ -148,7 +161,7 @@ def decode_sound(content: bytes) -> tuple[Any, int]:
         frames = sound.read(dtype="float32", always_2d=True)
         if not 0 < len(frames) == sound.frames:
             raise ValueError(f"the file is cut short: {len(frames)} of {sound.frames} frames")
-        return frames.mean(axis=1), sound.samplerate
+        return Sound(frames.mean(axis=1), sound.samplerate)
 
 
-DECODERS = {"image": decode, "audio": decode_sound}
+DECODERS: dict[str, Callable[[Any], Image.Image | Sound]] = {"image": decode, "audio": decode_sound}

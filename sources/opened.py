@@ -1,12 +1,15 @@
 """What the opening function of a data set returns, and what these functions share."""
 
 import os
+import re
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from plumbing.errors import UserError
 
@@ -17,64 +20,129 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Type
 
 BROKEN += (struct.error, zlib.error, AttributeError, ArithmeticError, AssertionError)
 
+HALVES = "[\ud800-\udfff]"  # of characters (surrogates): they cannot be written as UTF-8
+
+
+class Span(NamedTuple):
+    """Where a member of a tar lies: the tar, and the first byte and number of bytes of the content."""
+
+    path: str
+    offset: int
+    size: int
+
+
+Place = str | Span | int  # where a row's file lies: its path, its span of a tar, or the number of the row
+
+Read = Callable[[Any], bytes | Image.Image]  # from the places of one kind
+
 
 class Sample(NamedTuple):
-    """One row: its id, its file as a reader would name it, its captions, and what `Pairs.read` takes."""
+    """One row: its id, its file as a reader would name it, its captions, and what `Opened.read` takes."""
 
     id: str
     file: str
     captions: list[str]
-    place: Any
+    place: Place
 
+    @property
+    def side(self) -> str:
+        """What the file is: "audio" or "image"."""
+        return "audio" if self.file.lower().endswith(SOUNDS) else "image"
 
-def _reason(why: BaseException) -> str:
-    message = " ".join(str(why).split())
-    return message if " " in message else f"{type(why).__name__} {message}".strip()
+    @property
+    def path(self) -> str | None:
+        """The file that holds the row; None for a row that is known by its number."""
+        path = self.place.path if isinstance(self.place, Span) else self.place
+        return path if isinstance(path, str) else None
 
 
 class Opened(NamedTuple):
-    """What an opening function hands back.
+    """What an opening function returns.
 
-    The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of
-    containers that are damaged, what besides ids and dates of files tells one version from another, and the
-    files that the rows were read from besides those that `samples` name.
+    The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of what
+    cannot become rows (a cut tar, a caption that is no text), what besides ids and dates of files tells one version
+    from another, and the files that the rows were read from besides those that `samples` name.
     """
 
     name: str
     samples: list[Sample]
-    read: Callable[[Any], Any]
+    read: Read
     data_root: str | None
     damaged: Sequence[dict[str, str]] = ()
     version: str = ""
     files: Sequence[str] = ()
 
 
-def _name_of(folder: str | Path) -> str:
-    """A data set's name: that of its folder, and of `.` and `..` that of the folder that they mean."""
-    return os.path.basename(os.path.abspath(folder))
+def writable(opened: Opened) -> Opened:
+    """The same with texts that can be written as UTF-8, which happens hours later, and without byte order marks.
+
+    Halves of characters come from file names in other encodings and from cut JSON. In names they are spelled out
+    as \\udce9, so that names stay apart; in captions they become U+FFFD, and a line says so.
+    """
+    mended = 0
+    samples = []
+    for sample in opened.samples:
+        captions = [text.strip().removeprefix("\ufeff").strip() for text in sample.captions]
+        joined = "".join([sample.id, sample.file, *captions])
+        if not joined.isascii() and re.search(HALVES, joined):
+            whole = [re.sub(HALVES, "\ufffd", text) for text in captions]
+            mended += whole != captions
+            sample = sample._replace(id=_spelled(sample.id), file=_spelled(sample.file))
+            captions = whole
+        samples.append(sample._replace(captions=captions))
+    if mended:
+        say(f"{opened.name}: captions of {mended} rows hold halves of characters, which become \ufffd")
+    damaged = [{key: _spelled(text) for key, text in item.items()} for item in opened.damaged]
+    return opened._replace(name=_spelled(opened.name), samples=samples, damaged=damaged)
 
 
-def _say(message: str):
+def _spelled(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def reason(why: BaseException) -> str:
+    """An error's message in one line; with its class where it is a word or less."""
+    message = " ".join(str(why).split())
+    return message if " " in message else f"{type(why).__name__} {message}".strip()
+
+
+def say(message: str):
+    """Tell the user on standard error."""
     print(message, file=sys.stderr)
 
 
-def _file_bytes(path: str) -> bytes:
+def say_without_caption(kind: str, items: str, found: int, used: int):
+    """Say how many of the items found lack a caption, if any do."""
+    if used < found:
+        say(f"{kind}: {found - used} of {found} {items} have no caption and are left out")
+
+
+def name_of(folder: str | Path) -> str:
+    """A data set's name: that of its folder, also where the folder is given as `.` or `..`."""
+    return os.path.basename(os.path.abspath(folder))
+
+
+def file_bytes(path: str) -> bytes:
+    """The content of the file that a row names by its path."""
     return Path(path).read_bytes()
 
 
-def _require_found(name: str, paths: Iterable[Path], help: str):
+def require_found(name: str, paths: Iterable[Path], help: str):
+    """Refuse paths that do not exist, with `help` on how to get the data."""
     for path in paths:
         if not path.exists():
             raise UserError(f"{name} was looked for at {path.absolute()}, which does not exist; {help}")
 
 
-def _texts(value: Any) -> list[str] | None:
+def texts(value: object) -> list[str] | None:
     """A caption or a list of them as a list; None where the value is neither."""
-    texts = [value] if isinstance(value, str) else value
-    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        return None
+    return listed
 
 
-def _files_below(location: str) -> list[str]:
+def files_below(location: str) -> list[str]:
     """The files of a data set that lies in a local file or folder, sorted; none of one on the hub."""
     if os.path.isfile(location):
         return [location]

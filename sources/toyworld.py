@@ -6,7 +6,7 @@ from sources.opened import Opened, Sample
 
 
 def open_demo(location: str | None) -> Opened:
-    """The scenes drawn in code by toyworld/scenes.py: 10,000 pairs that no demo encoder was trained on."""
+    """The scenes that toyworld/scenes.py draws: 10,000 pairs, on none of which a demo encoder was trained."""
     from toyworld import scenes
 
     names = [f"scene{row:05d}" for row in range(scenes.N_DEMO)]

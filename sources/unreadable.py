@@ -1,37 +1,37 @@
-"""Find the items that cannot be decoded, once, and remember which they are."""
+"""Find the items that cannot be decoded, once, and keep the list for the next run."""
 
 import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from sources.media import DECODERS, _side
-from sources.opened import BROKEN, Opened, Sample, _reason
+from plumbing import files
+from sources.media import DECODERS
+from sources.opened import BROKEN, Opened, Read, Sample, reason
 
 
-def _unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
-    """The {"id", "path", "why"} of damaged containers and of items that fail to decode, in row order.
+def find_unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
+    """The {"id", "path", "why"} of what is damaged and of the items that fail to decode, in row order.
 
-    The outcome is kept in the user's cache under a key made of ids, sizes and dates, so that the text run
-    leaves out what the image run did, and twenty encoders do not scan the same pictures twenty times.
+    The list is kept in the user's cache under a key made of ids, sizes and dates, so that the text run leaves out
+    what the image run did, and twenty encoders do not scan the same pictures twenty times.
     """
     path = _cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = _scan(opened.read, samples)
+        found = scan(opened.read, samples)
         _keep(path, found)
     return [*opened.damaged, *found]
 
 
-def _scan(read: Callable[[Any], Any], samples: list[Sample]) -> list[dict[str, str]]:
+def scan(read: Read, samples: list[Sample]) -> list[dict[str, str]]:
+    """Decode every item, on all cores; the {"id", "path", "why"} of those that fail, in row order."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside Python's lock
@@ -44,11 +44,11 @@ def _scan(read: Callable[[Any], Any], samples: list[Sample]) -> list[dict[str, s
     ]
 
 
-def _why_unreadable(read: Callable[[Any], Any], sample: Sample) -> str | None:
+def _why_unreadable(read: Read, sample: Sample) -> str | None:
     try:
-        DECODERS[_side(sample)](read(sample.place))
+        DECODERS[sample.side](read(sample.place))
     except BROKEN as why:
-        return _reason(why)
+        return reason(why)
     return None
 
 
@@ -57,29 +57,31 @@ def _cache_folder() -> Path:
 
 
 def _keep(path: Path, found: list[dict[str, str]]):
-    """Write the outcome of a scan; a cache that cannot be written only costs the next run its own scan."""
+    """Write the list; where the cache cannot be written, the next run scans again."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        partial.replace(path)
+        files.make_folder(path.parent)
+        files.write_text(path, json.dumps(found))
 
 
-DECODED = 2  # raise it where `decode` reads what it did not
+DECODED = (
+    3  # the version of `media.decode`: raise it when it reads what it did not, or no longer reads something
+)
 
 
 def _version_key(opened: Opened, samples: list[Sample]) -> str:
     """sha256 over what decides a scan: the decoder, and each row's id, place, and file size and date."""
-    stamp = functools.cache(_stamp)
+    stamp = functools.cache(file_stamp)
     key = hashlib.sha256(f"{DECODED} {Image.__version__} {opened.version}\n".encode())
     for sample in samples:
-        path = sample.place[0] if isinstance(sample.place, tuple) else sample.place
-        key.update(f"{sample.id} {sample.place} {stamp(path)}\n".encode(errors="backslashreplace"))
+        line = f"{sample.id} {sample.place} {stamp(sample.path)}\n"
+        key.update(line.encode(errors="backslashreplace"))
     return key.hexdigest()[:32]
 
 
-def _stamp(path: Any) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError, ValueError):  # a name may hold what no file's name can
-        status = os.stat(path) if isinstance(path, str) else None
-        return status and (status.st_size, status.st_mtime_ns)
+def file_stamp(path: str | None) -> tuple[int, int] | None:
+    """A file's size in bytes and its date (mtime_ns); None where there is no such file."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a text that can be no file's name
+        if path is not None:
+            status = os.stat(path)
+            return status.st_size, status.st_mtime_ns
     return None

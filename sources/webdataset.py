@@ -7,10 +7,9 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
 
 from plumbing.errors import UserError
-from sources.opened import SOUNDS, Opened, Sample, _name_of, _reason, _say, _texts
+from sources.opened import SOUNDS, Opened, Sample, Span, name_of, reason, say, texts
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 
@@ -29,23 +28,20 @@ def open_webdataset(location: str | None) -> Opened:
     shards = _shards(location)
     samples, damaged, unpaired = [], [], 0
     for shard in shards:
-        members, why = _members(shard)
-        paired = [pair for pair in (_shard_sample(shard, *entry) for entry in members.items()) if pair]
-        unpaired += len(members) - len(paired)
-        samples += paired
-        damaged += [{"id": shard, "path": shard, "why": why}] if why else []
+        rows, lost, alone = _read_shard(shard)
+        samples, damaged, unpaired = samples + rows, damaged + lost, unpaired + alone
     if unpaired:
-        _say(f"webdataset: {unpaired} keys lack a picture, a sound or a caption and are left out")
+        say(f"webdataset: {unpaired} keys lack a picture, a sound or a caption and are left out")
     if len({sample.id for sample in samples}) < len(samples) and len(shards) > 1:
-        samples = [sample._replace(id=f"{Path(sample.place[0]).stem}/{sample.id}") for sample in samples]
-    name = _name_of(Path(shards[0]).absolute().parent)
-    return Opened(name, samples, _span_bytes, location, damaged)
+        samples = [sample._replace(id=f"{Path(sample.path).stem}/{sample.id}") for sample in samples]
+    name = name_of(Path(shards[0]).absolute().parent)
+    return Opened(name, samples, span_bytes, location, damaged)
 
 
 def _shards(pattern: str) -> list[str]:
     """The tar files that a pattern names, in its order. Errors: it names none, or one that does not exist.
 
-    What is there under the very name is meant, braces and brackets included.
+    A file or folder of the very name comes first, whatever braces and brackets the name holds.
     """
     if os.path.isfile(pattern):
         return [pattern]
@@ -53,7 +49,7 @@ def _shards(pattern: str) -> list[str]:
     if not os.path.isdir(folder):
         folder, names = "", pattern
     shards = []
-    for name in _expanded(names):
+    for name in expanded(names):
         path = os.path.join(folder, name)
         found = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.join(glob.escape(folder), name)))
         if not found:
@@ -64,7 +60,7 @@ def _shards(pattern: str) -> list[str]:
     return shards
 
 
-def _expanded(pattern: str) -> list[str]:
+def expanded(pattern: str) -> list[str]:
     """A pattern's braces as the shell expands them: {08..11} keeps leading zeros, {11..8} counts down, {a,b} lists."""
     brace = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
     if not brace:
@@ -77,19 +73,30 @@ def _expanded(pattern: str) -> list[str]:
         choices = [str(number).zfill(width) for number in range(first, last + step, step)]
     else:
         choices = brace[1].split(",")
-    heads, tails = (
-        [pattern[: brace.start()] + choice for choice in choices],
-        _expanded(pattern[brace.end() :]),
-    )
-    return [head + tail for head, tail in itertools.product(heads, tails)]
+    head, tails = pattern[: brace.start()], expanded(pattern[brace.end() :])
+    return [head + choice + tail for choice, tail in itertools.product(choices, tails)]
 
 
-class Span(NamedTuple):
-    """Where a member of a tar lies: the tar, and the first byte and number of bytes of the content."""
-
-    path: str
-    offset: int
-    size: int
+def _read_shard(shard: str) -> tuple[list[Sample], list[dict[str, str]], int]:
+    """A shard's rows, the {"id", "path", "why"} of what in it is damaged, and the number of its unpaired keys."""
+    members, why = _members(shard)
+    samples, damaged = [], []
+    for key, spans in members.items():
+        name = f"{Path(shard).name}/{key}"
+        file = next((suffix for suffix in spans if suffix in PICTURES + SOUNDS), None)
+        text = next((suffix for suffix in (".txt", ".json") if suffix in spans), None)
+        if file is None or text is None:
+            continue
+        try:
+            captions = _captions(span_bytes(spans[text]), text)
+        except (ValueError, AttributeError) as no_caption:
+            lost = f"holds no caption ({reason(no_caption)})"
+            damaged.append({"id": name + text, "path": name + text, "why": lost})
+            continue
+        if captions is not None:
+            samples.append(Sample(key, name + file, captions, spans[file]))
+    unpaired = len(members) - len(samples) - len(damaged)
+    return samples, damaged + ([{"id": shard, "path": shard, "why": why}] if why else []), unpaired
 
 
 def _members(shard: str) -> tuple[dict[str, dict[str, Span]], str | None]:
@@ -103,15 +110,13 @@ def _members(shard: str) -> tuple[dict[str, dict[str, Span]], str | None]:
                 if end > length:
                     break
                 folder, name = os.path.split(member.name)
-                stem, _, suffix = name.partition(
-                    "."
-                )  # the format's rule: the key ends at the name's first dot
+                stem, _, suffix = name.partition(".")  # by the format's rule the first dot ends the key
                 span = Span(shard, member.offset_data, member.size)
                 files = members.setdefault(os.path.join(folder, stem), {})
                 if files.setdefault(f".{suffix.lower()}", span) != span:
                     raise UserError(f"{shard} has {member.name!r} twice; a key may occur once in a shard")
     except tarfile.ReadError as why:
-        return members, _cut(members) if members else f"not a whole, uncompressed tar ({_reason(why)})"
+        return members, _cut(members) if members else f"not a whole, uncompressed tar ({reason(why)})"
     return members, None if _closed(shard, end) else _cut(members)
 
 
@@ -126,27 +131,14 @@ def _cut(members: dict[str, dict[str, Span]]) -> str:
     return f"the tar is cut short after key {next(reversed(members), None)!r}"
 
 
-def _shard_sample(shard: str, key: str, files: dict[str, Span]) -> Sample | None:
-    suffix = next((suffix for suffix in files if suffix in PICTURES + SOUNDS), None)
-    caption = _shard_caption(key, files)
-    if suffix is None or caption is None:
-        return None
-    return Sample(key, f"{Path(shard).name}/{key}{suffix}", caption, files[suffix])
+def _captions(content: bytes, suffix: str) -> list[str] | None:
+    """The caption of a .txt, or of a .json under "caption"; None where there is none."""
+    text = content.decode("utf-8-sig")
+    return texts(json.loads(text).get("caption") if suffix == ".json" else text)
 
 
-def _shard_caption(key: str, files: dict[str, Span]) -> list[str] | None:
-    suffix = next((suffix for suffix in (".txt", ".json") if suffix in files), None)
-    if suffix is None:
-        return None
-    try:
-        text = _span_bytes(files[suffix]).decode("utf-8-sig")
-        text = json.loads(text).get("caption") if suffix == ".json" else text
-    except (ValueError, AttributeError) as why:
-        raise UserError(f"{files[suffix].path}: {key}{suffix} holds no caption ({_reason(why)})") from why
-    return _texts(text)
-
-
-def _span_bytes(span: Span) -> bytes:
+def span_bytes(span: Span) -> bytes:
+    """The content of a member of a tar."""
     with open(span.path, "rb") as tar:
         tar.seek(span.offset)
         content = tar.read(span.size)

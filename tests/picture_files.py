@@ -106,6 +106,24 @@ def colours_of_8_bits_in_16(alpha: bool) -> tuple[bytes, np.ndarray]:
     return b"\x89PNG\r\n\x1a\n" + b"".join(written), seen
 
 
+def tiff_of_8_bits_in_16(order: str, compressed: bool) -> tuple[bytes, np.ndarray]:
+    """A TIFF written by hand: header, one strip of rows, the bits of the three colours, and the directory of tags."""
+    seen = pixels(10)
+    rows = seen.astype(f"{order}u2").tobytes()
+    rows = zlib.compress(rows) if compressed else rows
+    bits = len(rows) + 8
+    values = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 8 if compressed else 1, 262: 2, 273: 8}
+    values |= {277: 3, 278: HEIGHT, 279: len(rows)}
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in values.items() if tag != 258
+    )
+    entry = struct.pack(f"{order}HHII", 258, 3, 3, bits)
+    entries = entries[:24] + entry + entries[24:]
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, bits + 6)
+    directory = struct.pack(f"{order}H", len(values)) + entries + bytes(4)
+    return header + rows + struct.pack(f"{order}HHH", 16, 16, 16) + directory, seen
+
+
 def with_long_texts() -> tuple[bytes, np.ndarray]:
     texts = PngImagePlugin.PngInfo()
     texts.add_text("prompt", "x" * 3_000_000, zip=True)
@@ -149,6 +167,10 @@ READABLE = {
     "8 bits in 32": ("eight.tif", *grey_in_more_bits(np.int32, 255, "TIFF")),
     "colours, 8 bits in 16": ("rgb.png", *colours_of_8_bits_in_16(False)),
     "colours and alpha, 8 bits in 16": ("rgba.png", *colours_of_8_bits_in_16(True)),
+    "tiff of colours, 8 bits in 16": ("rgb.tif", *tiff_of_8_bits_in_16("<", False)),
+    "the same, the high byte first": ("bytes.tif", *tiff_of_8_bits_in_16(">", False)),
+    "the same, compressed": ("zip.tif", *tiff_of_8_bits_in_16("<", True)),
+    "the same, the high byte first, compressed": ("bytes_zip.tif", *tiff_of_8_bits_in_16(">", True)),
     "black": ("black.png", encoded(Image.new("L", (2, 2))), np.zeros((2, 2, 3), np.uint8)),
     "palette with transparency": ("palette.png", *palette_with_transparency()),
     "half transparent": ("alpha.png", *half_transparent()),

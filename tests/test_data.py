@@ -416,7 +416,7 @@ def test_a_scan_is_done_once_and_again_when_a_file_changes(damaged, monkeypatch)
     first = open_pairs("folder", str(damaged), skip_unreadable=True)
     assert first.unreadable == [{"id": "b.png", "path": "b.png", "why": "the file is empty"}]
     with monkeypatch.context() as patch:
-        patch.setattr(unreadable, "_why_unreadable", None)  # a second scan would call it
+        patch.setattr(unreadable, "scan", None)  # a second scan would call it
         assert open_pairs("folder", str(damaged), skip_unreadable=True).unreadable == first.unreadable
     drawing(0).save(damaged / "b.png")
     assert open_pairs("folder", str(damaged), skip_unreadable=True).ids == ["b.png", "deep/a.png"]
@@ -424,7 +424,7 @@ def test_a_scan_is_done_once_and_again_when_a_file_changes(damaged, monkeypatch)
 
 def test_reopening_from_source_leaves_out_the_same_without_looking(damaged, monkeypatch):
     pairs = open_pairs("folder", str(damaged), skip_unreadable=True)
-    monkeypatch.setattr(unreadable, "_scan", None)
+    monkeypatch.setattr(unreadable, "scan", None)
     again = open_pairs(**json.loads(json.dumps(pairs.source)))
     assert (again.ids, again.fingerprint, again.unreadable) == (
         pairs.ids,
@@ -588,7 +588,7 @@ def test_webdataset_folders_mean_themselves_whatever_their_names_hold(shards, na
 def test_braces_of_shards_are_the_shells():
     for pattern in ("{8..11}", "{08..11}", "{11..9}", "a{b,c}{1..2}", "{}", "{a}", "{a}{1,2}"):
         shell = subprocess.check_output(["bash", "-c", f"echo {pattern}"], text=True).split()
-        assert webdataset._expanded(pattern) == shell
+        assert webdataset.expanded(pattern) == shell
 
 
 def test_webdataset_pattern_order_is_the_users(shards):
@@ -642,6 +642,20 @@ def test_a_shard_cut_in_half_is_refused_or_read_up_to_the_cut(shards, cut):
     assert pairs.ids == ([*whole, "000100001"] if cut == "before the end mark" else whole)
     assert np.array_equal(np.asarray(pairs.image(2)), picture_files.pixels(2))
     assert [item["path"] for item in pairs.unreadable] == [str(shard)]
+    assert open_pairs(**pairs.source).ids == pairs.ids
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".txt", b"caf\xe9"), (".json", b"["), (".json", b"[]")])
+def test_a_caption_that_is_no_text_is_refused_or_left_out_and_listed(tmp_path, suffix, content):
+    """Another shard's row of the same key stays."""
+    broken = [members("7", 0, "")[0], (f"7{suffix}", content), *members("8", 1, "one")]
+    write_shard(tmp_path / "0.tar", broken)
+    write_shard(tmp_path / "1.tar", members("7", 2, "two"))
+    with pytest.raises(UserError, match=rf"0\.tar/7{suffix}: holds no caption \(.*--skip_unreadable"):
+        open_pairs("webdataset", str(tmp_path))
+    pairs = open_pairs("webdataset", str(tmp_path), skip_unreadable=True)
+    assert (pairs.ids, pairs.captions) == (["8", "7"], [["one"], ["two"]])
+    assert [item["path"] for item in pairs.unreadable] == [f"0.tar/7{suffix}"]
     assert open_pairs(**pairs.source).ids == pairs.ids
 
 
@@ -737,7 +751,7 @@ def test_hf_names_with_brackets_and_braces_mean_themselves_or_are_refused(tmp_pa
         hf_table(hub_cache).to_parquet(tmp_path / name / f"{name}.parquet")
         assert len(open_pairs(f"hf:{tmp_path}/{name}/{name}.parquet")) == 3
     assert len(open_pairs(f"hf:{tmp_path}/b{{x,y}}")) == 3
-    with pytest.raises(UserError, match=r"a\[1\]': of a folder whose name holds \[.*rename it"):
+    with pytest.raises(UserError, match=r"a\[1\]': in a folder whose name holds \[.*rename it"):
         open_pairs(f"hf:{tmp_path}/a[1]")
     with pytest.raises(UserError, match=r"is of no kind that hf: reads; .*\.parquet"):
         open_pairs(f"hf:{__file__}")
@@ -752,7 +766,7 @@ def test_hf_tables_keep_captions_that_look_like_no_value(tmp_path, hub_cache, de
         csv.writer(file, delimiter=delimiter).writerows(
             [["caption", "photo"], *([t, "0.png"] for t in texts)]
         )
-    table = huggingface._load_hf(str(path), None, "train")
+    table = huggingface.load(str(path), None, "train")
     assert table["caption"][:] == texts
 
 
@@ -785,6 +799,9 @@ def test_hf_mistakes_name_what_there_is(tmp_path, hub_cache):
     with pytest.raises(UserError, match=r"'id' of .* has 'x' twice; --id_column none numbers the rows"):
         open_pairs(birds)
     assert open_pairs(birds, id_column="none").ids == ["0", "1", "2"]
+    hf_table(hub_cache, id=["x", None, None]).to_parquet(tmp_path / "nameless.parquet")
+    with pytest.raises(UserError, match=r"row 1 of column 'id' of .* has no id; --id_column none"):
+        open_pairs(f"hf:{tmp_path}/nameless.parquet")
     with pytest.raises(
         UserError, match=r"data set 'nobody/nothing' .*cannot be opened .*--subset and --split"
     ):
