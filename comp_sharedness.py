@@ -9,7 +9,7 @@ import numpy as np
 import features
 from comparing.sharedness import Sharedness, sharedness
 from features import Run
-from plumbing import files
+from plumbing import files, processes
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
 from showing.tables import print_sharedness, sharedness_csv, sharedness_json
@@ -20,16 +20,12 @@ def main(argv=None) -> Sharedness:
     """Print the first of the features that M shares with all of G and with none of H; returns all of them."""
     arguments = parse(argv)
     source = features.open_run(arguments.source)
-    groups = [
-        [features.open_run(name) for name in group] for group in (arguments.min_group, arguments.max_group)
-    ]
-    check_groups(source, *groups)
-    for run in (source, *groups[0], *groups[1]):
+    min_group = [features.open_run(name) for name in arguments.min_group]
+    max_group = [features.open_run(name) for name in arguments.max_group]
+    check_groups(source, min_group, max_group)
+    for run in (source, *min_group, *max_group):
         run.layer(arguments.layer)
-
-    from plumbing import processes  # after what can be said without numba
-
-    shared = sharedness(source, *groups, arguments.layer)
+    shared = sharedness(source, min_group, max_group, arguments.layer)
     if processes.team().rank == 0:
         report(arguments, source, shared)
     return shared

@@ -42,7 +42,7 @@ class ColumnSums(NamedTuple):
         zero, infinity = np.zeros(n_features), np.full(n_features, np.inf)
         return ColumnSums(0.0, zero, zero.copy(), infinity, -infinity)
 
-    def __add__(self, other: "ColumnSums") -> "ColumnSums":
+    def plus(self, other: "ColumnSums") -> "ColumnSums":
         return ColumnSums(
             self.n + other.n,
             self.total + other.total,
@@ -101,7 +101,7 @@ class Codes:
     @functools.cached_property
     def stored(self) -> int:
         """Entries that the sparse loop visits."""
-        return self.matrix.nnz if self.is_sparse else int(np.count_nonzero(self.matrix))
+        return int(np.count_nonzero(self.matrix)) if isinstance(self.matrix, np.ndarray) else self.matrix.nnz
 
     @property
     def is_sparse(self) -> bool:
@@ -110,7 +110,7 @@ class Codes:
     @functools.cached_property
     def by_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR: starts of the rows, features (16 bit where they fit: less to fetch), activations."""
-        csr = self.matrix if self.is_sparse else scipy.sparse.csr_array(self.matrix)
+        csr = scipy.sparse.csr_array(self.matrix)
         index = np.uint16 if self.n_features <= 1 << 16 else np.uint32
         return csr.indptr.astype(np.int64), csr.indices.astype(index), csr.data.astype(np.float32, copy=False)
 
@@ -162,7 +162,7 @@ def _sums_of_chunks(matrix: Matrix, weights: np.ndarray) -> ColumnSums:
     for start in range(0, matrix.shape[0], DENSE_ROWS):
         rows = chunk[: matrix.shape[0] - start]
         fill(matrix, start, pivot, rows)
-        sums += _dense_column_sums(rows, weights[start : start + DENSE_ROWS])
+        sums = sums.plus(_dense_column_sums(rows, weights[start : start + DENSE_ROWS]))
     return sums
 
 

@@ -5,15 +5,14 @@ The scores of a finished pair are kept in a run's folder and reused while both r
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 import features
 from comparing import draws, scores, streamed
-from comparing.codes import Matrix
-from comparing.draws import Cell, Draw
+from comparing.draws import Cell, Draw, Layer
 from comparing.kept import read_kept, write_kept
 from comparing.pearson import Maxima, Sums, max_correlations
 from comparing.reader import Reader, own_share
@@ -31,23 +30,17 @@ RhoByLayers = dict[tuple[str, str], np.ndarray]  # rho float64 [feature] by sour
 def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
     """The maxima of both layers of a cell; every process has to call this where the cell does not fit."""
     if reader.fits(cell):
-        return max_correlations(reader.codes(*cell[:2]), reader.codes(*cell[2:4]), cell.draw)
-    pairs = own_share(cell.draw.n_pairs(cell.source.n_samples))
-    sides = (lambda number=number: blocks(cell, number, reader, pairs) for number in (0, 1))
+        return max_correlations(reader.codes(cell.source), reader.codes(cell.target), cell.draw)
+    pairs = own_share(cell.draw.n_pairs(cell.source.run.n_samples))
     weights = None if cell.draw.weights is None else cell.draw.weights[pairs]
-    return streamed.streamed_maxima(*sides, reader.memory // 2, add_up, weights)
-
-
-def blocks(cell: Cell, side: int, reader: Reader, pairs: slice = slice(None)) -> Iterator[Matrix]:
-    """The rows of a cell's source (side 0) or target (1), in the draw's order: of some of the pairs, or all."""
-    run, layer = cell[2 * side : 2 * side + 2]
-    return draws.blocks(run, layer, cell.draw[side], pairs, reader.memory // 4)
+    memory = reader.memory // 4
+    return streamed.streamed_maxima(lambda: cell.blocks(pairs, memory), reader.memory // 2, add_up, weights)
 
 
 def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarray]]:
     """rho of both sides of every cell, float64 [feature]; processes share the cells, and all get all."""
     rank, world = team()
-    widths = [[reader.shape(*side)[0] for side in (cell[:2], cell[2:4])] for cell in cells]
+    widths = [(reader.n_features(cell.source), reader.n_features(cell.target)) for cell in cells]
     found = [np.zeros(sum(both)) for both in widths]
     for number, cell in enumerate(tqdm(cells, desc="layer pairs", disable=rank > 0 or None, leave=False)):
         mine = number * world // len(cells) == rank
@@ -56,22 +49,22 @@ def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarr
             found[number][:] = rho if mine else 0  # zeros elsewhere, so that the sum is the one copy
     for array in found:
         add_up(array)
-    return [tuple(np.split(array, [both[0]])) for array, both in zip(found, widths, strict=True)]
+    return [(array[:n_source], array[n_source:]) for array, (n_source, _) in zip(found, widths, strict=True)]
 
 
 def pair_sums(cell: Cell, reader: Reader) -> Sums:
     """All sums of a cell's pairs of features: 8 bytes a pair."""
-    widths = [reader.shape(*side)[0] for side in (cell[:2], cell[2:4])]
-    if 24 * widths[0] * widths[1] > reader.memory:
+    n_source, n_target = (reader.n_features(side) for side in (cell.source, cell.target))
+    if 24 * n_source * n_target > reader.memory:
         raise UserError(
-            f"all correlations of {cell.source.name} and {cell.target.name} take {widths[0]} x {widths[1]} x "
-            f"24 bytes of {reader.memory}: leave hungarian and cka out of --metrics, or give more --memory"
+            f"all correlations of {cell.source.run.name} and {cell.target.run.name} take {n_source} x {n_target} "
+            f"x 24 bytes of {reader.memory}: leave hungarian and cka out of --metrics, or give more --memory"
         )
     if reader.fits(cell):
-        source, target = reader.codes(*cell[:2]), reader.codes(*cell[2:4])
+        source, target = reader.codes(cell.source), reader.codes(cell.target)
         return Sums.of(source.take(cell.draw.source), target.take(cell.draw.target), cell.draw.weights)
-    sums = Sums(*widths)
-    for x, y in streamed.aligned(blocks(cell, 0, reader), blocks(cell, 1, reader)):
+    sums = Sums(n_source, n_target)
+    for x, y in streamed.aligned(*cell.blocks(slice(None), reader.memory // 4)):
         sums.add(x, y)
     return sums
 
@@ -114,9 +107,8 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], rea
 def match(source: features.Run, target: features.Run, reader: Reader) -> Comparison:
     """wMPPC and MPPC of a pair of runs, with the floors, from every layer against every layer."""
     pairs = list(itertools.product(source.layers, target.layers))
-    rho = rho_of(
-        [Cell(source, i, target, j, draw) for draw in value_and_floor(source) for i, j in pairs], reader
-    )
+    layers = [(Layer(source, i), Layer(target, j)) for i, j in pairs]
+    rho = rho_of([Cell(*sides, draw) for draw in value_and_floor(source) for sides in layers], reader)
     by_draw = [dict(zip(pairs, rho[first:], strict=False)) for first in (0, len(pairs))]
     forward = [{pair: own for pair, (own, _) in one.items()} for one in by_draw]
     backward = [{(j, i): other for (i, j), (_, other) in one.items()} for one in by_draw]
@@ -132,7 +124,7 @@ def direction(
     source: features.Run, target: features.Run, rho: list[RhoByLayers], reader: Reader
 ) -> Direction:
     """One direction's scores, from the rho of the rows as they are and of the floor."""
-    total = {layer: reader.sums(source, layer).total for layer in source.layers}
+    total = {layer: reader.sums(Layer(source, layer)).total for layer in source.layers}
     widths = np.array([len(total[layer]) for layer in source.layers])
 
     def over_all(score: Callable, rho: RhoByLayers) -> float:
@@ -157,31 +149,29 @@ def direction(
 
 def older_score(metric: str, source: features.Run, target: features.Run, reader: Reader) -> Score:
     """An older score of the last layers, with its floor."""
-    last = (source, source.layers[-1], target, target.layers[-1])
+    own, other = Layer(source, source.layers[-1]), Layer(target, target.layers[-1])
     if metric == "mutual_knn":
-        return mutual_knn(*last)
+        return mutual_knn(own, other)
     values = []
     for draw in value_and_floor(source):
-        sums = pair_sums(Cell(*last, draw), reader)
+        sums = pair_sums(Cell(own, other, draw), reader)
         if metric == "hungarian":
             live = sums.source.total > 0, sums.target.total > 0
             values.append(scores.hungarian(sums.correlations(), *live))
         else:
-            own = (pair_sums(Cell(*side, *side), reader).covariances() for side in (last[:2], last[2:]))
-            values.append(scores.linear_cka(sums.covariances(), *own))
+            inner = (pair_sums(Cell(side, side), reader).covariances() for side in (own, other))
+            values.append(scores.linear_cka(sums.covariances(), *inner))
     return Score.of(*values)
 
 
-def mutual_knn(source: features.Run, source_layer: str, target: features.Run, target_layer: str) -> Score:
+def mutual_knn(source: Layer, target: Layer) -> Score:
     """The overlap of nearest neighbours among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
-    order = draws.floor(source.n_samples).target
+    order = draws.permutation(source.run.n_samples)
     rows = np.sort(order[:NEIGHBOUR_ROWS])
     if len(rows) <= N_NEIGHBOURS:
         raise UserError(
             f"mutual_knn takes {N_NEIGHBOURS} neighbours of a sample; the runs have {len(rows)} samples"
         )
-    x, y = (
-        draws.chosen_rows(run, layer, rows) for run, layer in ((source, source_layer), (target, target_layer))
-    )
+    x, y = draws.chosen_rows(source, rows), draws.chosen_rows(target, rows)
     shuffled = np.argsort(np.argsort(order[rows]))  # the floor's permutation among these rows
     return Score.of(*(scores.mutual_knn(x, other, N_NEIGHBOURS) for other in (y, y[shuffled])))

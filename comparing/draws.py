@@ -53,29 +53,46 @@ class Draw(NamedTuple):
 ALL = Draw()
 
 
+class Layer(NamedTuple):
+    """A layer of a run."""
+
+    run: features.Run
+    name: str
+
+    def blocks(self, rows: slice = slice(None)) -> Iterator[scipy.sparse.csr_array]:
+        """Its features, or some rows of them, in blocks of CSR float32 [row, feature]."""
+        return self.run.blocks(self.name, rows)
+
+
 class Cell(NamedTuple):
     """Two layers to correlate, over the pairs of rows that `draw` names."""
 
-    source: features.Run
-    source_layer: str
-    target: features.Run
-    target_layer: str
+    source: Layer
+    target: Layer
     draw: Draw = ALL
+
+    def blocks(self, pairs: slice, memory: int) -> tuple[Iterator[scipy.sparse.csr_array], ...]:
+        """Both sides' rows of some of the pairs, in the draw's order, in blocks of CSR [pair, feature]."""
+        return (
+            blocks(self.source, self.draw.source, pairs, memory),
+            blocks(self.target, self.draw.target, pairs, memory),
+        )
 
 
 @functools.lru_cache(maxsize=1)
-def floor(n_samples: int) -> Draw:
+def permutation(n_samples: int) -> Int[np.ndarray, " row"]:
     """The one permutation that every floor is of: the same for all runs of the same samples."""
     rows = np.arange(n_samples, dtype=np.int32 if n_samples < 1 << 31 else np.int64)  # less to hold
-    return Draw(target=np.random.default_rng(FLOOR_SEED).permutation(rows))
+    return np.random.default_rng(FLOOR_SEED).permutation(rows)
+
+
+def floor(n_samples: int) -> Draw:
+    """The draw of a floor: every row of the source beside another one of the target, by chance."""
+    return Draw(target=permutation(n_samples))
 
 
 def blocks(
-    run: features.Run,
-    layer: str,
-    order: Int[np.ndarray, " pair"] | None,
-    pairs: slice = slice(None),
-    memory: int = 1 << 62,
+    layer: Layer, order: Int[np.ndarray, " pair"] | None, pairs: slice = slice(None), memory: int = 1 << 62
 ) -> Iterator[scipy.sparse.csr_array]:
     """A layer's rows in the order of one side of a Draw, of which `pairs` only, in blocks of CSR [pair, feature].
 
@@ -83,24 +100,24 @@ def blocks(
     and never which rows are paired.
     """
     if order is None:
-        yield from run.blocks(layer, pairs)
+        yield from layer.blocks(pairs)
         return
     order = order[pairs]
-    first = next(run.blocks(layer))
+    first = next(layer.blocks())
     row_bytes = max(first.nnz, 1) / first.shape[0] * ENTRY_BYTES
     step = int(min(max(memory / row_bytes, features.PART_ROWS), max(len(order), 1)))
     for start in range(0, len(order), step):
         wanted = order[start : start + step]
         ascending = np.argsort(wanted)
-        chunk = chosen_rows(run, layer, wanted[ascending])[np.argsort(ascending)]
+        chunk = chosen_rows(layer, wanted[ascending])[np.argsort(ascending)]
         for block in range(0, len(wanted), features.PART_ROWS):
             yield chunk[block : block + features.PART_ROWS]
 
 
-def chosen_rows(run: features.Run, layer: str, rows: Int[np.ndarray, " row"]) -> scipy.sparse.csr_array:
+def chosen_rows(layer: Layer, rows: Int[np.ndarray, " row"]) -> scipy.sparse.csr_array:
     """Some rows of a layer, in ascending order, without holding the others: scipy CSR [row, feature]."""
     parts, start, reached = [], 0, 0
-    for block in run.blocks(layer):
+    for block in layer.blocks():
         first, reached = reached, int(np.searchsorted(rows, start + block.shape[0]))
         parts.append(block[rows[first:reached].astype(np.int64) - start])
         start += block.shape[0]

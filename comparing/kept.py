@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import features
 from comparing.results import Comparison, Direction, Score, plain
@@ -50,11 +51,14 @@ def write_kept(source: features.Run, target: features.Run, found: Comparison):
         print(f"the scores of this pair are not kept for the next time: {error}", file=sys.stderr)
 
 
-def _as_direction(found: dict) -> Direction:
-    def score(pair: dict) -> Score:
-        return Score(*(float("nan") if pair[field] is None else pair[field] for field in Score._fields))
+def _as_direction(found: dict[str, Any]) -> Direction:
+    table = {
+        name: {scope: _score(pair) for scope, pair in by.items()} for name, by in found["scores"].items()
+    }
+    found |= {"scores": table, "layers": [[_score(pair) for pair in row] for row in found["layers"]]}
+    return Direction(**found)
 
-    table = {name: {scope: score(pair) for scope, pair in by.items()} for name, by in found["scores"].items()}
-    return Direction(
-        **{**found, "scores": table, "layers": [[score(pair) for pair in row] for row in found["layers"]]}
-    )
+
+def _score(pair: dict[str, float | None]) -> Score:
+    value, floor = (float("nan") if (number := pair[field]) is None else number for field in Score._fields)
+    return Score(value, floor)

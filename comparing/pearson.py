@@ -215,8 +215,7 @@ class Sums:
             fixed = (self.first, source.by_feature, weights, target.by_row, self.products)
             ranges = equal_ranges(np.diff(source.by_feature[0])[self.first : self.last], self.first)
             in_parallel(lambda: lambda first, last: _fused_products(first, last, *fixed), ranges)
-        self.source += own
-        self.target += other
+        self.source, self.target = self.source.plus(own), self.target.plus(other)
 
     def add_up(self, add_up: AddUp):
         """Add what other processes have."""
@@ -243,6 +242,8 @@ class Sums:
         sides = [(side.mean, side.inverse_sd) for side in (self.source, self.target)]
         fixed = (self.products, self.source.n or 1.0, *sides)
         forward, backward = _maxima_of(_block_maxima, fixed, np.ones(kept), width)
+        for rho in (forward.rho, backward.rho):
+            np.minimum(rho, 1, out=rho)  # float32 products err by up to 1e-5
         return forward, Maxima(backward.rho, backward.match + self.first)
 
 
@@ -302,7 +303,8 @@ def _is_dense(codes: Codes) -> bool:
 
 def _add_product(x: np.ndarray, y: np.ndarray, products: np.ndarray):
     """products [source, target] += x^T y, by so many source features at a time that the product stays small."""
-    product = _product_on_gpu(y) if cuda() else _product(y)
+    torch = cuda()
+    product = _product_on_gpu(y, torch) if torch else _product(y)
     for first in range(0, x.shape[1], PRODUCT_FEATURES):
         block = slice(first, first + PRODUCT_FEATURES)
         products[block] += product(x[:, block])
@@ -314,8 +316,7 @@ def _product(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.matmul(x.T, y, out=held[: x.shape[1]])
 
 
-def _product_on_gpu(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    torch = cuda()
+def _product_on_gpu(y: np.ndarray, torch: ModuleType) -> Callable[[np.ndarray], np.ndarray]:
     other = torch.from_numpy(y).cuda()
 
     def product(x: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-import features
 from comparing.codes import ENTRY_BYTES, Codes, ColumnSums
-from comparing.draws import Cell
+from comparing.draws import Cell, Layer
 from plumbing.processes import add_up, processes_here, team
+
+Key = tuple[str, str]  # the names of a run and a layer
 
 
 class Reader:
@@ -21,45 +22,54 @@ class Reader:
         agreed = np.array([float((memory or free_memory() // 2) // processes_here())])
         add_up(agreed, "MIN")
         self.memory = max(int(agreed[0]), 1)
-        self._held: dict[tuple[str, str], Codes] = {}
-        self._shape: dict[tuple[str, str], tuple[int, float]] = {}
-        self._sums: dict[tuple[str, str], ColumnSums] = {}
+        self._held: dict[Key, Codes] = {}
+        self._shape: dict[Key, tuple[int, float]] = {}
+        self._sums: dict[Key, ColumnSums] = {}
 
-    def shape(self, run: features.Run, layer: str) -> tuple[int, float]:
+    def n_features(self, layer: Layer) -> int:
+        return self._measured(layer)[0]
+
+    def _measured(self, layer: Layer) -> tuple[int, float]:
         """The layer's number of features, and the bytes that it takes as Codes, by its first block."""
-        if (run.name, layer) not in self._shape:
-            block = next(iter(run.blocks(layer)))
-            entries = block.nnz / max(block.shape[0], 1) * run.n_samples
-            self._shape[run.name, layer] = block.shape[1], entries * ENTRY_BYTES
-        return self._shape[run.name, layer]
+        key = _key(layer)
+        if key not in self._shape:
+            block = next(layer.blocks())
+            entries = block.nnz / max(block.shape[0], 1) * layer.run.n_samples
+            self._shape[key] = block.shape[1], entries * ENTRY_BYTES
+        return self._shape[key]
 
     def fits(self, cell: Cell) -> bool:
         """Whether both layers of the cell can be held at once."""
-        sides = {(cell.source.name, cell.source_layer), (cell.target.name, cell.target_layer)}
-        self.shape(*cell[:2]), self.shape(*cell[2:4])
-        return sum(self._shape[side][1] for side in sides) <= self.memory
+        sides = {_key(side): self._measured(side)[1] for side in (cell.source, cell.target)}
+        return sum(sides.values()) <= self.memory
 
-    def codes(self, run: features.Run, layer: str) -> Codes:
+    def codes(self, layer: Layer) -> Codes:
         """The whole layer."""
-        key = (run.name, layer)
-        self._held[key] = self._held.pop(key, None) or Codes(run.load(layer))  # the last used stands last
+        key = _key(layer)
+        self._held[key] = self._held.pop(key, None) or Codes(
+            layer.run.load(layer.name)
+        )  # the last used is last
         while (
             len(self._held) > 2 and sum(one.stored for one in self._held.values()) * ENTRY_BYTES > self.memory
         ):
             del self._held[next(iter(self._held))]
         return self._held[key]
 
-    def sums(self, run: features.Run, layer: str) -> ColumnSums:
+    def sums(self, layer: Layer) -> ColumnSums:
         """The sums of the layer's features over all rows."""
-        key = (run.name, layer)
+        key = _key(layer)
         if key in self._held:
             return self._held[key].sums()
         if key not in self._sums:
-            total = ColumnSums.of_nothing(self.shape(run, layer)[0])
-            for block in run.blocks(layer):
-                total += Codes(block).sums()
+            total = ColumnSums.of_nothing(self.n_features(layer))
+            for block in layer.blocks():
+                total = total.plus(Codes(block).sums())
             self._sums[key] = total
         return self._sums[key]
+
+
+def _key(layer: Layer) -> Key:
+    return layer.run.name, layer.name
 
 
 def free_memory() -> int:

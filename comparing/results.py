@@ -1,5 +1,6 @@
 """What a comparison returns: scores with their floors, and both directions of a pair."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,12 +79,14 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def axes(directions: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+def axes(directions: Sequence[Direction]) -> tuple[list[str], list[str]]:
     """The names of the sources and of the targets, each once, in their order."""
-    return tuple(list(dict.fromkeys(getattr(d, side) for d in directions)) for side in ("source", "target"))
+    return list(dict.fromkeys(d.source for d in directions)), list(
+        dict.fromkeys(d.target for d in directions)
+    )
 
 
-def grid(directions: tuple[Any, ...], metric: str, scope: str, kind: str) -> np.ndarray:
+def grid(directions: Sequence[Direction], metric: str, scope: str, kind: str) -> np.ndarray:
     """A metric's numbers as float64 [source, target]; NaN where there is none."""
     rows, columns = axes(directions)
     by_pair = {(d.source, d.target): getattr(d.scores[metric][scope], kind) for d in directions}

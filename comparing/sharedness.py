@@ -35,16 +35,17 @@ def sharedness(
     features.check_aligned([run, *min_group, *max_group])
 
     from comparing.comparison import rho_of  # numba comes with it, and takes half a second
-    from comparing.draws import Cell
+    from comparing.draws import Cell, Layer
     from comparing.reader import Reader
 
     others = {other.name: other for other in (*min_group, *max_group)}
-    own, reader = run.layer(layer), Reader()
-    cells = [Cell(run, own, other, other.layer(layer)) for other in others.values()]
+    own, reader = Layer(run, run.layer(layer)), Reader()
+    cells = [Cell(own, Layer(other, other.layer(layer))) for other in others.values()]
     rho = {name: forward for name, (forward, _) in zip(others, rho_of(cells, reader), strict=True)}
-    total = reader.sums(run, own).total
-    names = [[other.name for other in group] for group in (min_group, max_group)]
-    delta = comparative_sharedness(*(np.array([rho[name] for name in group]) for group in names), total)
+    total = reader.sums(own).total
+    G, H = [other.name for other in min_group], [other.name for other in max_group]
+    in_G, in_H = (np.array([rho[name] for name in group]) for group in (G, H))
+    delta = comparative_sharedness(in_G, in_H, total)
     order = np.argsort(-delta, kind="stable")
     ranked = {name: values[order] for name, values in rho.items()}
-    return Sharedness(run.name, own, *names, order, delta[order], total[order], ranked)
+    return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked)

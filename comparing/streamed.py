@@ -10,13 +10,12 @@ from comparing.pearson import SLICE_BYTES, Maxima, Sums, maxima_in_slices
 
 JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 
-# Starts a reading of one side: blocks [row, feature] of any number of rows.
-Reading = Callable[[], Iterable[Matrix]]
+# Starts a reading: of the source and the target, blocks [row, feature] of any number of rows.
+Reading = Callable[[], tuple[Iterable[Matrix], ...]]
 
 
 def streamed_maxima(
-    source: Reading,
-    target: Reading,
+    read: Reading,
     memory: int = SLICE_BYTES,
     add_up: AddUp = lambda array, how: None,
     weights: np.ndarray | None = None,
@@ -27,13 +26,13 @@ def streamed_maxima(
     fits takes one reading of both. Of several processes each reads its own share of the rows, and `add_up` adds
     the others' sums.
     """
-    widths = np.array([next((block.shape[1] for block in side()), 0.0) for side in (source, target)])
+    widths = np.array([next((block.shape[1] for block in side), 0) for side in read()], np.float64)
     add_up(widths, "MAX")  # a process without rows of its own has seen none
     n_source, n_target = map(int, widths)
 
     def sums_of(features: slice) -> Sums:
         sums, start = Sums(n_source, n_target, features), 0
-        for x, y in aligned(source(), target()):
+        for x, y in aligned(*read()):
             sums.add(x, y, None if weights is None else weights[start : start + x.shape[0]])
             start += x.shape[0]
         sums.add_up(add_up)
@@ -44,16 +43,20 @@ def streamed_maxima(
 
 def aligned(source: Iterable[Matrix], target: Iterable[Matrix]) -> Iterator[tuple[Matrix, Matrix]]:
     """Blocks of rows of two readers, cut so that they hold the same rows."""
-    sides = [joined(source), joined(target)]
-    blocks = [next(side, None) for side in sides]
-    while blocks[0] is not None and blocks[1] is not None:
-        rows = min(block.shape[0] for block in blocks)
-        if rows:
-            yield tuple(block if block.shape[0] == rows else block[:rows] for block in blocks)
-        blocks = [
-            next(side, None) if block.shape[0] == rows else block[rows:]
-            for side, block in zip(sides, blocks, strict=True)
-        ]
+    others = joined(target)
+    y = next(others, None)
+    for x in joined(source):
+        while y is not None and x.shape[0]:
+            rows = min(x.shape[0], y.shape[0])
+            if rows:
+                yield cut(x, 0, rows), cut(y, 0, rows)
+            x = cut(x, rows, x.shape[0])
+            y = cut(y, rows, y.shape[0]) if rows < y.shape[0] else next(others, None)
+
+
+def cut(block: Matrix, first: int, last: int) -> Matrix:
+    """Some rows of a block; the block itself where they are all, which copies nothing."""
+    return block if (first, last) == (0, block.shape[0]) else block[first:last]
 
 
 def joined(blocks: Iterable[Matrix]) -> Iterator[Matrix]:

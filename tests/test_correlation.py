@@ -265,13 +265,17 @@ def test_a_product_is_of_whole_float32_whatever_a_train_script_has_set(others, m
 # ------------------------------------------------------------------------------------- more than memory
 
 
+def cut(matrix, step):
+    """A matrix in blocks of rows."""
+    return (matrix[i : i + step] for i in range(0, matrix.shape[0], step))
+
+
 @pytest.mark.parametrize("memory", [1, 30 * 8 * 7, 1 << 30])
 def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
     monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 1000)
-    cut = lambda matrix, step: lambda: (matrix[i : i + step] for i in range(0, 700, step))  # noqa: E731
-    found = streamed_module.streamed_maxima(cut(x, 64), cut(y, 150), memory)
+    found = streamed_module.streamed_maxima(lambda: (cut(x, 64), cut(y, 150)), memory)
     for streamed, whole in zip(found, (forward, backward), strict=True):
         np.testing.assert_allclose(streamed.rho, whole.rho, atol=1e-12)
         assert streamed.match.tolist() == whole.match.tolist()
@@ -287,9 +291,8 @@ def test_dense_maxima_are_those_of_float64(kind, rows_of_a_product, monkeypatch)
     y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
     weights = np.random.default_rng(0).random(700)
     expected = oracle(x, y, weights)
-    cut = lambda side, step: lambda: (side[i : i + step] for i in range(0, 700, step))  # noqa: E731
-    sides = cut(scipy.sparse.csr_array(x), 64), cut(y, 150)
-    forward, backward = streamed_module.streamed_maxima(*sides, 30 * 8 * 7, weights=weights)
+    read = lambda: (cut(scipy.sparse.csr_array(x), 64), cut(y, 150))  # noqa: E731
+    forward, backward = streamed_module.streamed_maxima(read, 30 * 8 * 7, weights=weights)
     np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-5)
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-5)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-5)

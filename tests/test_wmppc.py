@@ -233,14 +233,14 @@ def test_the_scores_and_their_floors_are_the_same_whatever_the_memory(monkeypatc
 def test_rows_are_read_in_the_floors_order_however_they_are_shared_out(memory, monkeypatch):
     monkeypatch.setattr(features, "PART_ROWS", 16)
     rows = np.arange(1, 101, dtype=np.float32)[:, None]
-    run = make_run("A", {"layer0": rows}, part_rows=7)
+    layer = draws.Layer(make_run("A", {"layer0": rows}, part_rows=7), "layer0")
     expected = rows[np.random.default_rng(draws.FLOOR_SEED).permutation(100)].ravel()
     for cuts in ([0, 100], [0, 33, 66, 100]):
         shares = [slice(*cut) for cut in itertools.pairwise(cuts)]
         blocks = [
             block.toarray()
             for share in shares
-            for block in draws.blocks(run, "layer0", draws.floor(100).target, share, memory)
+            for block in draws.blocks(layer, draws.permutation(100), share, memory)
         ]
         np.testing.assert_array_equal(np.vstack(blocks).ravel(), expected)
 
