@@ -18,6 +18,7 @@ from encoders.from_timm import Layout, timm_layout
 from encoders.hub import OtherRow, from_hub, local_folder
 from encoders.inputs import Inputs, as_text, transformed, words, words_and_last, words_and_one_more
 from encoders.row import Row
+from encoders.tokenizers import unknown_share
 from encoders.wrapper import Parts
 from plumbing.errors import UserError
 
@@ -124,6 +125,7 @@ class Reading(TypedDict, total=False):
     mask: Callable[[Inputs], Bool[Tensor, "sample token"]]
     token: str
     blocks: str
+    unknown_share: Callable[[list[str]], float]
 
 
 def text(name: str, row: Row, seed: int | None) -> Parts:
@@ -135,7 +137,10 @@ def text(name: str, row: Row, seed: int | None) -> Parts:
     whole = Reading(forward=lambda batch: run(batch["input_ids"]), collate=default_collate)
     reading = whole | (of_transformers(tower) if hasattr(tower, "config") else of_open_clip(tower))
     check_token(name, row, reading["token"])
-    return Parts(model, preprocess=functools.partial(token_ids, tokenizer()), **reading)
+    tokenize = tokenizer()
+    if hasattr(tokenize, "tokenizer"):  # one of transformers, which may not know a word; CLIP's own knows all
+        reading |= Reading(unknown_share=functools.partial(unknown_share, tokenize.tokenizer))
+    return Parts(model, preprocess=functools.partial(token_ids, tokenize), **reading)
 
 
 def of_transformers(tower: nn.Module) -> Reading:

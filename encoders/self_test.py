@@ -52,13 +52,18 @@ def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
 
 
 def self_test_on(encoder: WrappedModel, pairs: Rows, layers: list[int]):
-    """The self-test on two items of a data set, of captions a short and a long one whose words are known."""
+    """The self-test on two items of a data set."""
+    self_test(encoder, two_items(encoder, pairs), layers)
+
+
+def two_items(encoder: WrappedModel, pairs: Rows) -> list[Item]:
+    """Two items of a data set that differ, of captions a short and a long one; their words must be known."""
     items = first_items(encoder.modality, pairs)
     if encoder.modality == "text":
         check_words(encoder, items)
         items = sorted(dict.fromkeys(items), key=len)
         items = items[:1] + items[1:][-1:]
-    self_test(encoder, items, layers)
+    return items
 
 
 def first_items(modality: str, pairs: Rows) -> list[Item]:

@@ -644,7 +644,8 @@ def test_check_tries_one_checkpoint(capsys):
         "  tokens    21, of which 17 train",
         "  recorded  cls: token 0",
     ]
-    assert printed[4].startswith("  seconds   ")
+    assert printed[4] == "  self-test passed"
+    assert printed[5].startswith("  seconds   ")
     assert len(check.main(["--encoder", "laion/clap-htsat-unfused"])) == 2  # its sounds and its captions
     (checked,) = check.main(["--encoder", "timm/resnet18.a1_in1k", "--model", "TimmVision"])
     assert (checked.widths, checked.n_tokens) == ([8, 8, 16, 32], [64, 16, 4, 1])

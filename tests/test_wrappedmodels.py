@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-import check
 import wrappedmodels
 from encoders import from_open_clip, self_test
 from encoders import hub as hub_module
@@ -873,23 +872,3 @@ def test_importing_the_registry_is_light():
     root = Path(wrappedmodels.__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-def test_the_table_has_a_line_for_every_row(capsys):
-    check.main([])
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["--model", *REGISTRY]
-    for line, row in zip(printed[1:], REGISTRY.values(), strict=True):
-        cells = (row.modality, row.checkpoint or "-", row.blocks or "asked", row.token or "asked", row.note)
-        assert all(cell in line for cell in cells)
-
-
-def test_the_readmes_table_lists_the_papers_checkpoints_and_no_demo(capsys):
-    check.main(["--markdown"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-    assert [line.split()[1] for line in lines[2:]] == [
-        name for name in REGISTRY if not name.startswith("Demo")
-    ]
-    for model, checkpoint in PAPER:
-        assert any(line.startswith(f"| {model} |") and f"`{checkpoint}`" in line for line in lines)

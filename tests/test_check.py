@@ -1,0 +1,103 @@
+"""check.py: the table of encoders, the trial of one, and the trial of one on a data set's own items."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import offline_hub
+import pytest
+from PIL import Image
+
+import check
+from wrappedmodels import REGISTRY
+
+
+def test_the_table_has_a_line_for_every_row(capsys):
+    check.main([])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["--model", *REGISTRY]
+    for line, row in zip(printed[1:], REGISTRY.values(), strict=True):
+        cells = (row.modality, row.checkpoint or "-", row.blocks or "asked", row.token or "asked", row.note)
+        assert all(cell in line for cell in cells)
+
+
+def test_the_readmes_table_lists_the_papers_checkpoints_and_no_demo(capsys):
+    check.main(["--markdown"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert [line.split()[1] for line in lines[2:]] == [
+        name for name in REGISTRY if not name.startswith("Demo")
+    ]
+    for model, row in REGISTRY.items():
+        for checkpoint in row.checkpoints:
+            assert any(line.startswith(f"| {model} |") and f"`{checkpoint}`" in line for line in lines)
+
+
+def test_the_table_imports_nothing_that_takes_seconds():
+    code = "import sys, check; check.main([]); sys.exit(bool({'torch', 'transformers', 'numpy'} & {*sys.modules}))"
+    root = Path(check.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A tiny BERT that knows fourteen words, whole words only."""
+    (tmp_path / "bert").mkdir()
+    offline_hub.bert(tmp_path / "bert")
+    return ["--encoder", str(tmp_path / "bert"), "--model", "Bert"]
+
+
+def data_set(folder: Path, *captions: str) -> list[str]:
+    """The words that name a data set of black pictures with these captions."""
+    (folder / "data").mkdir()
+    lines = [f"{row}.png\t{caption}\n" for row, caption in enumerate(captions)]
+    for row in range(len(captions)):
+        Image.new("RGB", (40, 30)).save(folder / "data" / f"{row}.png")
+    (folder / "data" / "captions.tsv").write_text("".join(lines))
+    return ["--dataset", "folder", "--data_root", str(folder / "data"), "--sheet", str(folder / "sheet.png")]
+
+
+def test_an_encoder_is_tried_on_made_items(bert, capsys):
+    """ "A dog." has a full stop that it does not know; of "Two cats asleep on a pink couch." it knows two of eight."""
+    (trial,) = check.main(bert)
+    assert (trial.widths, trial.n_tokens, trial.trained, trial.recorded) == ([32, 32], [10, 10], 10, [0])
+    assert trial.unknown_share == pytest.approx(7 / 11)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-1] == [
+        f"Bert {bert[1]} (text)",
+        "  blocks    2 at encoder.layer, width 32",
+        "  tokens    10, of which 10 train",
+        "  recorded  cls: token 0",
+        "  unknown   64% of the tokens of the captions tried",
+        "  self-test passed",
+    ]
+    assert printed[-1].startswith("  seconds   ")
+
+
+def test_an_encoder_is_tried_on_a_data_sets_own_items(bert, tmp_path, capsys):
+    """The shortest and the longest caption have one unknown word among eight."""
+    words = data_set(tmp_path, "a dog", "a red circle on the whale", "the cat")
+    (trial,) = check.main([*bert, *words])
+    assert trial.n_tokens == [8, 8]  # six words, the start and the end
+    assert trial.unknown_share == pytest.approx(1 / 8)
+    out = capsys.readouterr().out
+    assert "rows                3\n" in out
+    assert out.index("rows ") < out.index("  self-test passed")
+
+
+def test_an_encoder_that_cannot_read_a_data_set_is_refused(bert, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        check.main([*bert, *data_set(tmp_path, "un chien", "le chat noir")])
+    assert left.value.code == 2
+    assert "does not know 100% of the tokens of the captions" in capsys.readouterr().err
+
+
+def test_the_demos_rows_of_one_checkpoint_are_all_tried():
+    trials = check.main(["--encoder", "toyworld/weights/clip"])
+    assert [trial.encoder.model for trial in trials] == ["DemoClipVision", "DemoClipText", "DemoRandomVision"]
+    assert [trial.n_tokens[0] for trial in trials] == [
+        17,
+        10,
+        17,
+    ]  # 16 patches and CLS; 8 words, start and end
+    assert trials[1].unknown_share > 0.5  # its words are those of the demo's scenes
