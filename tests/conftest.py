@@ -1,14 +1,72 @@
-"""The test run checks every shape written in a signature (jaxtyping with beartype), offline, on few threads."""
+"""Every shape written in a signature is checked (jaxtyping with beartype), offline, on few threads; shared fixtures."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest
+from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
 MODULES = (
     "wrappedmodels sae data names features correlation scores comparison activations quality trainer training"
 )
 install_import_hook(MODULES.split(), "beartype.beartype")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Scans are kept in the user's cache folder; a test has its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, of which the first has two captions."""
+    return write_folder(tmp_path / "birds", {"b.png": ["a robin", "a red bird"], "deep/a.png": ["a wren"]})
+
+
+@pytest.fixture
+def damaged(folder):
+    """The same with an empty file as the first picture."""
+    (folder / "b.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Image ids out of order, annotation ids out of order, and image 7 without a caption."""
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / "train2017").mkdir()
+    for image in (30, 7, 2, 111):
+        drawing(image).save(root / "train2017" / f"{image:012d}.png")
+    annotations = [(9, 30, "third"), (4, 2, "two, later"), (3, 2, "two, first\n"), (5, 111, "last")]
+    tables = {
+        "images": [{"id": i, "file_name": f"{i:012d}.png"} for i in (30, 7, 2, 111)],
+        "annotations": [{"id": a, "image_id": i, "caption": text} for a, i, text in annotations],
+    }
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps(tables))
+    return root
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of two keys; within a shard the keys are not in alphabetical order."""
+    root = tmp_path / "laion"
+    write_shard(root / "00009.tar", members("000090001", 0, "zero") + members("000090000", 1, "one"))
+    write_shard(root / "00010.tar", members("000100000", 2, "two") + members("000100001", 3, "three"))
+    return root
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The library `datasets`, quiet and with a cache of the test's own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    return datasets

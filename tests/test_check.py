@@ -1,14 +1,18 @@
 """check.py: the table of encoders, the trial of one, and the trial of one on a data set's own items."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import offline_hub
 import pytest
 from PIL import Image
 
 import check
+import features
+from showing import sheets
 from wrappedmodels import REGISTRY
 
 
@@ -101,3 +105,31 @@ def test_the_demos_rows_of_one_checkpoint_are_all_tried():
         17,
     ]  # 16 patches and CLS; 8 words, start and end
     assert trials[1].unknown_share > 0.5  # its words are those of the demo's scenes
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
+    """Counts by hand: the readable row has one caption of two words, "a wren"."""
+    sheet, report = tmp_path / "out" / "sheet.png", tmp_path / "report.json"
+    held = check.main(
+        ["--dataset", "folder", "--data_root", str(damaged), "--sheet", str(sheet), "--json", str(report)]
+    )
+    out, err = capsys.readouterr()
+    assert held["rows"] == 1
+    assert held["caption_words"] == (2, 2, 2)
+    assert held["caption_characters"] == (6, 6, 6)
+    assert held["fingerprint"] == features.fingerprint([("deep/a.png", "a wren")])
+    assert json.loads(report.read_text()) == json.loads(json.dumps(held))
+    assert "b.png: the file is empty" in out
+    assert "give every run --skip_unreadable" in out
+    assert "looking for unreadable items" in err
+    tile = np.asarray(Image.open(sheet).convert("RGB"))[sheets.TITLE :, : sheets.GAP + sheets.PICTURE]
+    tile = tile[: sheets.PICTURE]
+    assert tile.std() > 20  # the picture is there
+
+
+def test_the_script_reports_a_mistake_in_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        check.main(["--dataset", "imagenet"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
