@@ -3,34 +3,23 @@
 Pearson is a function of sums (n, Σx, Σx², Σy, Σy², Σxy), which add up over chunks of rows, shards and hosts.
 Two ways to get Σxy, chosen by cost: TopK codes are sparse, so one compiled loop takes a source feature at a
 time, adds the target codes of its rows into a row of products that stays in the cache, and keeps only the
-maxima; dense codes go through matrix products of blocks of rows, on a GPU where there is one.
+maxima; dense codes go through matrix products (dense.py).
 
 Sums are float64, so r is within 1e-6 of float64 also where a mean is a hundred times its spread. Only the blocks
 of dense codes (`--activation relu`) are multiplied in float32, about their means: there r is within 1e-5.
 """
 
-import contextlib
-import functools
-import os
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float
 
-from comparing.codes import DENSE_ROWS, WEIGHTLESS, AddUp, Codes, ColumnSums, Matrix, as_codes, fill
+from comparing.codes import WEIGHTLESS, AddUp, Codes, ColumnSums, Matrix, as_codes
+from comparing.dense import add_dense_products, prefers_gemm
 from comparing.draws import ALL, Draw
-from plumbing.compiled import compiled
+from plumbing.compiled import compiled, prefetch
 from plumbing.threads import equal_ranges, in_parallel
-
-GEMM_ADVANTAGE = 60  # multiply-adds of a matrix product in the time of one of the sparse loop, on 2 cores
-
-CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
-
-DENSE_SHARE = 0.25  # of entries above 0 on both sides, from which products are float32: TopK codes have fewer
-
-PRODUCT_FEATURES = 2048  # source features of one matrix product: bounds the memory of its result
 
 SLICE_BYTES = 2 << 30  # of float64 products held at once; a wider pair goes slice by slice
 
@@ -41,7 +30,14 @@ def add_products(feature, by_feature, partner, weights, by_row, products):
     """products[j] += Σ over the rows n of one source feature: weight_n x_n y_{partner(n), j}."""
     source_starts, source_rows, source_values = by_feature
     starts, features, values = by_row
-    for entry in range(source_starts[feature], source_starts[feature + 1]):
+    last = source_starts[feature + 1] - 1
+    for entry in range(source_starts[feature], last + 1):
+        ahead = source_rows[min(entry + 4, last)]
+        soon = starts[partner[ahead] if partner.size else ahead]
+        if soon < values.size:  # the target's rows lie scattered: waiting for them took 1.7 times as long
+            prefetch(features, soon)
+            prefetch(values, soon)
+            prefetch(values, min(soon + 16, values.size - 1))
         row = source_rows[entry]
         value = np.float64(source_values[entry])
         if weights.size:
@@ -164,23 +160,6 @@ def maxima_in_slices(
     return Maxima(*map(np.concatenate, zip(*forward, strict=True))), backward
 
 
-def prefers_gemm(source: Codes, target: Codes) -> bool:
-    """Whether a matrix product is cheaper than visiting every pair of stored entries of a row."""
-    dense = source.n_rows * source.n_features * target.n_features
-    pairs = source.stored * target.stored / max(source.n_rows, 1)
-    return pairs * (CUDA_ADVANTAGE if cuda() else GEMM_ADVANTAGE) > dense
-
-
-@functools.cache
-def cuda() -> ModuleType | None:
-    """torch where a CUDA device can be used, else None; torch is not imported where there is no driver."""
-    if not os.path.exists("/dev/nvidia0"):
-        return None
-    import torch
-
-    return torch if torch.cuda.is_available() else None
-
-
 class Sums:
     """The sums of one pair of layers over the rows seen so far; they add up over chunks, shards and hosts.
 
@@ -262,76 +241,3 @@ def _maxima_of(
     for back in own:
         backward.merge(back)
     return forward, backward
-
-
-def add_dense_products(
-    source: Codes,
-    target: Codes,
-    weights: np.ndarray,
-    sums: tuple[ColumnSums, ColumnSums],
-    products: Float[np.ndarray, "kept target"],
-    first: int = 0,
-):
-    """products[i, j] += Σ weight x_{first+i} y_j of these rows, from products of blocks of rows about their means.
-
-    `sums` are those of the kept source features and of the target's, over these rows with their weights. What centring takes away is added back in float64:
-    Σxy = Σ(x - p)(y - q) + p (Σy - n q) + q Σx, which holds for any p and q, so for means that were rounded.
-    """
-    sides = source.of(first, first + len(products)), target
-    dtype = np.float32 if all(map(_is_dense, (source, target))) else np.float64
-    pivots = [side.mean.astype(dtype) for side in sums]
-    step = max(1, min(DENSE_ROWS * (8 if cuda() else 1), source.n_rows))
-    chunks = [np.empty((step, side.n_features), dtype) for side in sides]
-    for start in range(0, source.n_rows, step):
-        rows = slice(start, min(start + step, source.n_rows))
-        x, y = (
-            fill(side.matrix, start, pivot, chunk[: rows.stop - start])
-            for side, pivot, chunk in zip(sides, pivots, chunks, strict=True)
-        )
-        if weights.size:
-            x *= weights[rows, None].astype(dtype)
-        _add_product(x, y, products)
-    p, q = (pivot.astype(np.float64) for pivot in pivots)
-    rest = sums[1].total - sums[1].n * q
-    for row, own, total in zip(products, p, sums[0].total, strict=True):
-        row += own * rest + total * q
-
-
-def _is_dense(codes: Codes) -> bool:
-    return codes.stored >= DENSE_SHARE * codes.n_rows * codes.n_features
-
-
-def _add_product(x: np.ndarray, y: np.ndarray, products: np.ndarray):
-    """products [source, target] += x^T y, by so many source features at a time that the product stays small."""
-    torch = cuda()
-    product = _product_on_gpu(y, torch) if torch else _product(y)
-    for first in range(0, x.shape[1], PRODUCT_FEATURES):
-        block = slice(first, first + PRODUCT_FEATURES)
-        products[block] += product(x[:, block])
-
-
-def _product(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """x^T y of a block x; the result is overwritten by the next one."""
-    held = np.empty((PRODUCT_FEATURES, y.shape[1]), y.dtype)
-    return lambda x: np.matmul(x.T, y, out=held[: x.shape[1]])
-
-
-def _product_on_gpu(y: np.ndarray, torch: ModuleType) -> Callable[[np.ndarray], np.ndarray]:
-    other = torch.from_numpy(y).cuda()
-
-    def product(x: np.ndarray) -> np.ndarray:
-        with whole_float32(torch):
-            return (torch.from_numpy(x).cuda().T @ other).cpu().numpy()
-
-    return product
-
-
-@contextlib.contextmanager
-def whole_float32(torch: ModuleType) -> Iterator[None]:
-    """Products of float32 without TF32, which keeps three decimals only; other code's setting is kept."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -1,8 +1,12 @@
-"""numba's compiler, with its cache on disk where one can be written."""
+"""numba's compiler, with its cache on disk where one can be written, and a prefetch for compiled loops."""
 
 from collections.abc import Callable
+from typing import no_type_check
 
 import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 
 def compiled(**options: object) -> Callable[[Callable], Callable]:
@@ -18,3 +22,21 @@ def compiled(**options: object) -> Callable[[Callable], Callable]:
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
+
+
+@intrinsic
+@no_type_check
+def prefetch(context, array, index):
+    """Fetch array[index] into the cache ahead of its use, without waiting for it."""
+
+    def generate(context, builder, signature, arguments):
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], view, [arguments[1]])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(word, hint) for hint in (0, 3, 1)]  # for reading, into every cache level, data
+        builder.call(function, [builder.bitcast(pointer, byte), *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 from oracles import pearson as oracle
 
-from comparing import pearson
+from comparing import dense, pearson
 from comparing import streamed as streamed_module
 from comparing.codes import Codes
 from comparing.draws import Draw
@@ -235,7 +235,7 @@ def test_recorded_rarely_and_hugely_the_sums_keep_1e_5():
 
 @pytest.mark.gpu
 def test_cuda_gives_the_same():
-    if pearson.cuda() is None:
+    if dense.cuda() is None:
         pytest.skip("needs a CUDA device")
     x, y = data("dense")
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=FAR["dense"])
@@ -246,7 +246,7 @@ def test_a_product_is_of_whole_float32_whatever_a_train_script_has_set(others, m
     import torch
 
     seen = []
-    monkeypatch.setattr(pearson, "cuda", lambda: torch)
+    monkeypatch.setattr(dense, "cuda", lambda: torch)
     monkeypatch.setattr(
         torch.Tensor, "cuda", lambda self: seen.append(torch.get_float32_matmul_precision()) or self
     )
@@ -285,7 +285,7 @@ def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
 @pytest.mark.parametrize("rows_of_a_product", [50, 4096])
 def test_dense_maxima_are_those_of_float64(kind, rows_of_a_product, monkeypatch):
     """Blocks of other rows on each side, slices of seven source features, weights, and partners nearly as good."""
-    monkeypatch.setattr(pearson, "DENSE_ROWS", rows_of_a_product)
+    monkeypatch.setattr(dense, "DENSE_ROWS", rows_of_a_product)
     monkeypatch.setattr(pearson, "prefers_gemm", lambda source, target: True)
     x, y = data(kind)
     y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
@@ -300,7 +300,7 @@ def test_dense_maxima_are_those_of_float64(kind, rows_of_a_product, monkeypatch)
 
 
 def test_a_product_of_many_source_features_goes_block_by_block(monkeypatch):
-    monkeypatch.setattr(pearson, "PRODUCT_FEATURES", 7)
+    monkeypatch.setattr(dense, "PRODUCT_FEATURES", 7)
     x, y = data("dense")
     np.testing.assert_allclose(correlation_matrix(x, y), oracle(x, y), atol=1e-5)
 
