@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toyworld import scenes
+from toyworld import lessons, probe, scenes, train_encoders
 
 ENCODERS = Path(__file__).parent.parent / "toyworld" / "weights"
 ROWS = range(3_000)
@@ -171,11 +171,9 @@ def test_the_vocabulary_is_exactly_what_captions_say():
 # ---- the committed encoders
 
 
-@pytest.fixture(scope="module")
-def train_encoders():
-    from toyworld import train_encoders
-
-    return train_encoders
+def test_the_script_writes_where_the_committed_encoders_are():
+    assert train_encoders.WEIGHTS == ENCODERS
+    assert {folder.name for folder in ENCODERS.iterdir()} == train_encoders.RECIPES.keys()
 
 
 def test_encoders_are_small_half_precision_files():
@@ -201,30 +199,30 @@ def test_tokenizers_know_every_word_and_end_with_the_highest_id(name):
     assert tokenizer.pad_token_id == 0
 
 
-def test_clip_loads_as_open_clip_loads_anything_and_pools_the_end_of_text(train_encoders):
-    model, _, tokenizer = train_encoders.load_clip(ENCODERS / "clip")
+def test_clip_loads_as_open_clip_loads_anything_and_pools_the_end_of_text():
+    model, _, tokenizer = probe.load_clip(ENCODERS / "clip")
     ids = tokenizer([scenes.captions(row)[0] for row in range(50)])
-    assert ids.shape == (50, train_encoders.CONTEXT)
+    assert ids.shape == (50, lessons.CONTEXT)
     assert len(model.visual.transformer.resblocks) == len(model.transformer.resblocks) == 3
-    hidden = train_encoders.last_block(model.transformer.resblocks, lambda: model.encode_text(ids)).detach()
+    hidden = probe.last_block(model.transformer.resblocks, lambda: model.encode_text(ids)).detach()
     assert (hidden[:, 0] == hidden[0, 0]).all()  # causal: the first token has seen no caption
     assert hidden[range(50), ids.argmax(-1)].std(0).min() > 0
 
 
-def test_clip_finds_the_caption_of_a_picture(train_encoders):
-    image, text = train_encoders.embeddings(ENCODERS / "clip", range(5_000, 5_200))
-    assert train_encoders.retrieval(image, text) > 0.95
-    assert train_encoders.retrieval(image, np.roll(text, 1, axis=0)) < 0.2
+def test_clip_finds_the_caption_of_a_picture():
+    image, text = probe.embeddings(ENCODERS / "clip", range(5_000, 5_200))
+    assert probe.retrieval(image, text) > 0.95
+    assert probe.retrieval(image, np.roll(text, 1, axis=0)) < 0.2
 
 
-def test_retrieval_by_hand(train_encoders):
+def test_retrieval_by_hand():
     image, text = np.eye(3), np.array([[1.0, 0, 0], [0, 0, 1.0], [0, 1.0, 0]])
-    assert train_encoders.retrieval(image, text, within=1) == pytest.approx(1 / 3)
+    assert probe.retrieval(image, text, within=1) == pytest.approx(1 / 3)
 
 
-def test_auc_by_hand(train_encoders):
+def test_auc_by_hand():
     score, truth = np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]], dtype=bool)
-    assert train_encoders.auc(score, truth) == pytest.approx([0.75])
+    assert probe.auc(score, truth) == pytest.approx([0.75])
 
 
 @pytest.mark.parametrize(
@@ -244,13 +242,13 @@ def test_encoders_know_what_they_were_trained_for(probed, name, group, at_least)
 
 
 @pytest.fixture(scope="module")
-def probed(train_encoders):
+def probed():
     """The probe scores of an encoder on a small sample, by name."""
     known = {}
 
     def scores(name: str) -> dict[str, float]:
         if name not in known:
-            known[name] = train_encoders.probe(name, ENCODERS / name, 1_200, 400)[name]
+            known[name] = probe.probe(name, ENCODERS / name, 1_200, 400)[name]
         return known[name]
 
     return scores

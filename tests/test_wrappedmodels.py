@@ -137,6 +137,13 @@ def test_a_local_folder_gives_the_same_as_the_hub(model, hub, tmp_path):
         assert torch.equal(record(load(model, name)).layers[1], expected)
 
 
+def test_the_names_that_old_runs_have_of_the_demos_weights_are_read():
+    """Runs recorded before the folder was renamed name demo/encoders/."""
+    old, new = load("Bert", "demo/encoders/bert"), load("Bert", "toyworld/weights/bert")
+    assert old.file_stamp() == new.file_stamp()
+    assert torch.equal(record(old).layers[2], record(new).layers[2])
+
+
 def test_clip_takes_openais_weights_a_tag_or_the_only_tag(hub):
     import open_clip
 
