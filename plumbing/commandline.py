@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that tell something."""
+    """Shows the default of every flag but those of None and False."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -49,7 +49,8 @@ def complain(message: str):
 def script(main):
     """Decorate a script's `main(argv=None)`: a `UserError` from anywhere below ends in `complain`.
 
-    What a console cannot show is printed as "?", and where the reader of a pipe has left (`| head`), so do we.
+    Characters that the console cannot show are printed as "?". Where the reader of a pipe has left (`| head`), the
+    script ends without a word.
     """
 
     @functools.wraps(main)
@@ -76,11 +77,11 @@ def explained(main, argv):
         print("interrupted: give the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
-        print(end="", flush=True)  # here, where it is known what to do if the reader has left
+        print(end="", flush=True)  # a reader that has left is noticed here, where it is dealt with
 
 
 def close_broken_pipes() -> bool:
-    """Point those of our outputs whose readers have left to nowhere; returns whether there were any."""
+    """Send the outputs whose readers have left to the null device; returns whether there are any."""
     left = [stream for stream in (sys.stdout, sys.stderr) if reader_has_left(stream)]
     for stream in left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -94,7 +95,7 @@ def reader_has_left(stream) -> bool:
         poll.register(stream.fileno(), 0)
     except (AttributeError, OSError, ValueError):  # no such system, or no file behind the stream
         return False
-    return bool(poll.poll(0))  # errors alone are reported: nothing else was asked for
+    return bool(poll.poll(0))  # with no events asked for, only errors are reported
 
 
 def positive(text: str) -> int:
@@ -112,7 +113,7 @@ def natural(text: str) -> int:
 
 
 def output(text: str) -> Path:
-    """An argument type: a file to write; its folder is made, and that it can be written is seen before the work."""
+    """An argument type: a file to write. Its folder is made, and the file is tried, before the work starts."""
     path = Path(text)
     try:
         if path.is_dir():
@@ -125,7 +126,7 @@ def output(text: str) -> Path:
 
 
 def picture(text: str) -> Path:
-    """An argument type: a picture to write, PNG where its name does not say what."""
+    """An argument type: a picture to write, as PNG where the name has no suffix."""
     path = output(text)
     if path.suffix.lower() not in ("", *PICTURES):
         raise UserError(
@@ -135,7 +136,7 @@ def picture(text: str) -> Path:
 
 
 def folder(text: str) -> Path:
-    """An argument type: a folder to write into, that is there or can be made."""
+    """An argument type: a folder to write into; it is there, or can be made."""
     path = Path(text)
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{text} is no folder: name another")
@@ -167,7 +168,7 @@ def above_zero(text: str) -> float:
 
 
 def add_flags(parser: Parser, flags: Flags):
-    """Add flags that are written as data: each with what argparse's `add_argument` takes."""
+    """Add flags that are written as data."""
     for flag, options in flags.items():
         parser.add_argument(flag, **options)
 

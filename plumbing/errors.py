@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message (two, where the first only announces), for a message of one line."""
+    """The first line of an error's message, to be quoted in one of ours; two, where the first ends in a colon."""
     kind = type(error).__name__
     lines = (str(error).strip() or kind).splitlines()
     said = " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])[:200]
@@ -14,7 +14,7 @@ def first_line(error: Exception) -> str:
 
 
 class UserError(ArgumentTypeError):
-    """A user's mistake: its message is one line that says what to type instead; exit code 2.
+    """A user's mistake: its message is one line that says what to type instead; the exit code is 2.
 
-    argparse names the flag itself where the type of an argument raises it.
+    It is an error of argparse's, so that argparse names the flag where the type of an argument raises it.
     """

@@ -11,7 +11,10 @@ from typing import Any
 
 from plumbing.errors import UserError
 
-TEMPORARY = (".*.tmp*", ".tmp*")  # what a killed process may leave: our own names, and safetensors'
+TEMPORARY = (
+    ".*.tmp*",
+    ".tmp*",
+)  # what a killed process may leave: our temporary names, and those of safetensors
 
 
 def is_full(error: OSError) -> bool:
@@ -87,7 +90,7 @@ def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
     with replacing(file) as temporary:
         try:
             save_file(tensors, temporary, metadata={"header": json.dumps(header)})
-        except SafetensorError as error:  # which tells the system's error in words only
+        except SafetensorError as error:  # it has the system's error in words only
             found = re.search(r"os error (\d+)", str(error))
             if found is None:
                 raise

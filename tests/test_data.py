@@ -16,7 +16,6 @@ from data_files import drawing, hf_table, listed, members, write_folder, write_s
 import data
 import features
 from data import open_pairs
-from plumbing import commandline
 from plumbing.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -218,23 +217,3 @@ def test_four_forms_of_the_same_pictures_are_the_same(tmp_path, hub_cache, monke
     assert np.count_nonzero(recorded[0]) > count
     for other in recorded[1:]:
         np.testing.assert_array_equal(other, recorded[0])
-
-
-def test_options_reach_the_data_set(folder):
-    parser = commandline.Parser("a script")
-    parser.add_argument("--lr")
-    commandline.add_flags(parser, data.FLAGS)
-    options = [
-        "--dataset",
-        "folder",
-        "--data_root",
-        str(folder),
-        "--limit",
-        "1",
-        "--caption",
-        "all",
-        "--lr",
-        "3",
-    ]
-    pairs = open_pairs(**commandline.chosen(parser.parse_args(options), data.FLAGS))
-    assert pairs.captions == [["a robin", "a red bird"]]

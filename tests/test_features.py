@@ -1,13 +1,7 @@
 """The run folder: what is written is read back, and what is not whole is refused."""
 
-import errno
 import hashlib
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +12,7 @@ from runs import make_run
 
 import features
 from comparing import kept as kept_module
-from plumbing import commandline, files
 from plumbing.errors import UserError
-from training.unfinished import Unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -125,26 +117,6 @@ def test_a_missing_part_is_refused():
         run.load("layer0")
 
 
-def test_an_existing_run_is_kept_unless_told_otherwise():
-    run = make_run("clip", {"layer0": codes()})
-    folder = Unfinished(run.path)
-    with pytest.raises(UserError, match="run 'clip' exists: choose another --runname, or add --overwrite"):
-        folder.check(None)
-    assert features.open_run("clip") == run
-    folder.start({"runs": {"clip": {}}})
-    assert [file.name for file in run.path.iterdir()] == ["unfinished.json"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    target = tmp_path / "file.txt"
-    files.write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        1 / 0  # noqa: B018
-    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
-    assert target.read_text() == "old"
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -162,73 +134,6 @@ def test_a_manifest_that_lacks_a_key_or_holds_another_type_is_one_line(change):
     (run.path / "run.json").write_text(json.dumps(whole | change))
     with pytest.raises(UserError, match=rf"clip/run.json is damaged \({next(iter(change))}: missing"):
         features.open_run("clip")
-
-
-def test_overwriting_removes_the_run_and_follows_no_link(tmp_path):
-    run = make_run("clip", {"layer0": codes(), "layer1": codes()})
-    (tmp_path / "archive").mkdir()
-    (run.path / "layer1").rename(tmp_path / "archive" / "layer1")
-    (run.path / "layer1").symlink_to(tmp_path / "archive" / "layer1")
-    (run.path / "notes.txt").write_text("mine")
-    Unfinished(run.path).start({"runs": {"clip": {}}})
-    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "unfinished.json"]
-    assert (tmp_path / "archive" / "layer1" / "features-00000.npz").exists()
-
-
-def test_a_file_is_written_through_its_link_and_into_a_pipe(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "file")
-    files.write_text(tmp_path / "link", "text")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_text() == "text"
-    files.write_text(Path(os.devnull), "text")
-    assert not Path(os.devnull).is_file()
-
-
-def test_a_state_on_a_full_disk_is_the_systems_error(tmp_path):
-    """safetensors tells it in words."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(OSError) as caught:  # noqa: PT011
-            files.write_state(tmp_path / "state", {}, {"a": torch.zeros(1000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
-    assert caught.value.errno == errno.EFBIG
-
-
-@pytest.mark.parametrize("file", ["folder/../file.csv", "new/file.csv", "link.csv", os.devnull])
-def test_a_file_that_can_be_written_is_not_touched_before(tmp_path, file):
-    (tmp_path / "link.csv").symlink_to("target.csv")
-    commandline.output(file)
-    assert not [path.name for path in tmp_path.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("file", ["/proc/file.csv", "a" * 300, "notes/file.csv", "gone/file.csv"])
-def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, file):
-    (tmp_path / "notes").write_text("mine")
-    (tmp_path / "gone").symlink_to("/proc/nowhere")
-    with pytest.raises(UserError, match="cannot be written"):
-        commandline.output(file)
-    with pytest.raises(UserError, match="is no folder"):
-        commandline.folder("notes")
-
-
-def test_code_is_compiled_where_nothing_can_be_cached(tmp_path):
-    """A read-only installation and home; what is below a file can't be made by root either."""
-    (tmp_path / "code.py").write_text(
-        "from plumbing.compiled import compiled\n@compiled()\ndef double(x):\n    return 2 * x\nprint(double(21))\n"
-    )
-    (tmp_path / "__pycache__").write_text("in the way")
-    there = {
-        "HOME": "/dev/null",
-        "XDG_CACHE_HOME": "/dev/null",
-        "PYTHONPATH": str(Path(features.__file__).parent),
-    }
-    command = [sys.executable, str(tmp_path / "code.py")]
-    done = subprocess.run(command, env=os.environ | there, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "42\n", done.stderr
 
 
 def test_layers_are_found_by_number():

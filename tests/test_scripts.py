@@ -1,6 +1,5 @@
 """The stage scripts as a user types them: real runs on small folders, and mistakes that end in one line."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,12 +14,12 @@ from PIL import Image
 from runs import make_run
 
 import comp_sharedness
+import demo
 import features
 import show
 import train_image
 import train_text
 import wmppc
-from plumbing import commandline
 from toyworld import scenes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -354,15 +353,6 @@ def test_a_reader_that_leaves_ends_a_script_quietly_and_files_are_written(here, 
     assert len(json.loads((tmp_path / "all.json").read_text())["directions"]) == 2
 
 
-def test_another_broken_pipe_than_our_outputs_is_no_quiet_end():
-    @commandline.script
-    def main(argv):
-        raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        main()
-
-
 def test_a_console_that_cannot_show_a_letter_shows_a_question_mark(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run("A", {"layer0": np.eye(12)}, dataset_name="caf\u00e9 \udcff")
@@ -379,9 +369,6 @@ def test_a_console_that_cannot_show_a_letter_shows_a_question_mark(tmp_path, mon
 def test_the_retrained_demo_leaves_the_committed_weights_alone_and_uses_its_own(tmp_path, monkeypatch):
     from toyworld import train_encoders
 
-    spec = importlib.util.spec_from_file_location("demo_script", REPOSITORY / "demo.py")
-    demo_script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo_script)
     monkeypatch.chdir(tmp_path)
     said = []
 
@@ -396,9 +383,9 @@ def test_the_retrained_demo_leaves_the_committed_weights_alone_and_uses_its_own(
             raise KeyboardInterrupt  # the rest is as without --retrain
 
     monkeypatch.setattr(train_encoders, "main", trained)
-    monkeypatch.setattr(demo_script, "call", called)
+    monkeypatch.setattr(demo, "call", called)
     with pytest.raises(SystemExit):
-        demo_script.main(["--retrain"])
+        demo.main(["--retrain"])
     assert said[0] == ["--out", "data/demo-encoders"]
     assert "data/" in (REPOSITORY / ".gitignore").read_text().splitlines()
     weights = [words[words.index("--checkpoint") + 1] for words in said[1:-1]]

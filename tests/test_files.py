@@ -1,0 +1,45 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from plumbing import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "file.txt"
+    files.write_text(target, "old")
+    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert target.read_text() == "old"
+
+
+def test_a_file_is_written_through_its_link_and_into_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    files.write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "text"
+    files.write_text(Path(os.devnull), "text")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_state_on_a_full_disk_is_the_systems_error(tmp_path):
+    """safetensors tells it in words."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            files.write_state(tmp_path / "state", {}, {"a": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.errno == errno.EFBIG
