@@ -10,7 +10,10 @@ from PIL import Image, ImageColor
 from runs import make_run
 
 import comp_sharedness
+import comparing
 import data
+import features
+from plumbing.errors import UserError
 from showing import figures
 
 
@@ -48,6 +51,17 @@ def test_delta_by_hand():
     np.testing.assert_allclose(found.total, [TOTAL[i] for i in found.feature])
     np.testing.assert_allclose(found.rho["G2"][0], R, atol=1e-12)
     np.testing.assert_allclose(found.rho["H1"][0], -1 / 3, atol=1e-12)
+
+
+def test_sharedness_is_called_from_a_notebook():
+    five_runs()
+    runs = {name: features.open_run(name) for name in ("M", "G1", "G2", "H1", "H2")}
+    found = comparing.sharedness(runs["M"], [runs["G1"], runs["G2"]], [runs["H1"], runs["H2"]], layer=0)
+    np.testing.assert_allclose(found.delta, [DELTA[i] for i in found.feature], atol=1e-12)
+    assert (found.min_group, found.max_group) == (["G1", "G2"], ["H1", "H2"])
+    make_run("other", {"layer0": EVENTS[:4]})
+    with pytest.raises(UserError, match="not comparable"):
+        comparing.sharedness(runs["M"], [features.open_run("other")], [runs["H1"]])
 
 
 def test_every_member_of_a_group_counts():

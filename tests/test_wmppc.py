@@ -20,11 +20,13 @@ from oracles import wmppc as oracle
 from PIL import Image
 from runs import make_run
 
+import comparing
 import features
 import wmppc
 from comparing import comparison, draws, results, scores
 from comparing import reader as reader_module
 from plumbing import processes
+from plumbing.errors import UserError
 from showing import figures
 
 
@@ -69,6 +71,26 @@ def test_scores_are_those_of_the_formula():
         last = oracle(list(own.values())[-1], list(other.values())[-1])
         assert found.wmppc["last_layer"].value == pytest.approx(last[0], abs=1e-6)
         assert found.scores["mppc"]["last_layer"].value == pytest.approx(last[1].mean(), abs=1e-6)
+
+
+def test_compare_is_called_from_a_notebook(capsys):
+    a, b = two_runs()
+    found = comparing.compare(features.open_run("B"), features.open_run("A"))
+    assert [(d.source, d.target) for d in found] == [("B", "A"), ("A", "B")]
+    assert found.wmppc == found.forward.wmppc
+    assert found.wmppc["last_layer"].value == pytest.approx(oracle(b["layer2"], a["layer1"])[0], abs=1e-6)
+    assert tuple(found) == wmppc.main(["--source", "B", "--target", "A"])
+    assert tuple(found) == comparing.compare(*map(features.open_run, "AB"), memory=16_000)[::-1]
+
+
+def test_compare_refuses_other_samples_and_unknown_metrics():
+    two_runs()
+    make_run("C", {"layer0": codes(1, 5)[:300]})
+    runs = {name: features.open_run(name) for name in "ABC"}
+    with pytest.raises(UserError, match="not comparable"):
+        comparing.compare(runs["A"], runs["C"])
+    with pytest.raises(UserError, match="svcca.*mutual_knn"):
+        comparing.compare(runs["A"], runs["B"], metrics=["svcca"])
 
 
 def test_the_floor_is_the_score_of_permuted_rows():
@@ -467,6 +489,12 @@ def modules_after(code):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=True)
     return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_room_is_imported_without_its_compiled_arithmetic():
+    found = modules_after("import comparing; comparing.sharedness")
+    assert not {"numba", "torch", "scipy"} & found
+    assert "numba" in modules_after("from comparing import compare")
 
 
 def test_a_comparison_imports_no_encoder_library():
