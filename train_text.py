@@ -1,22 +1,17 @@
 """Train SAEs on the activations of an encoder of text, then record every sample's features."""
 
-import data
 import wrappedmodels
-from plumbing.commandline import script, training_arguments
-from training.names import open_data
+from features import Run
+from plumbing.commandline import script
+from training import flags
 
 ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.modality == "text"}
 
 
 @script
-def main(argv=None):
+def main(argv: list[str] | None = None) -> list[Run]:
     """Train and record; returns the recorded runs, one for each seed and each k."""
-    arguments = training_arguments(argv, __doc__, ENCODERS, "DemoClipText", data.FLAGS, "train_text.py")
-    arguments.pairs = open_data(arguments)
-
-    from training import experiment  # after what can be said without torch
-
-    return experiment.run(arguments)
+    return flags.run(argv, __doc__ or "", "train_text.py", ENCODERS, "DemoClipText")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def load(
     row = row._replace(blocks=blocks or row.blocks)
     seed = row.random_weights if random_weights is None else random_weights
     try:
-        return build(model, checkpoint, row, token, device, seed)
+        encoder = build(model, checkpoint, row, token, device, seed)
     except UnknownName as error:
         checkpoints = {name for row in REGISTRY.values() for name in row.checkpoints} | DINOV2.keys()
         raise UserError(
@@ -115,6 +115,8 @@ def load(
         ) from error
     except OtherRow as error:
         raise UserError(f"{error}; use {rows_for(error.model_type, row)}") from error
+    encoder.asked = {"blocks": blocks, "random_weights": random_weights}  # run.json keeps what was typed
+    return encoder
 
 
 def find_row(model: str) -> Row:

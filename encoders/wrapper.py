@@ -99,6 +99,8 @@ class WrappedModel:
         self.token, self.path, self.device = row.token, row.blocks, device
         self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
         self.widths, self.unknown_share = parts.widths, parts.unknown_share
+        self.top_k, self.expansion_factor = row.top_k, row.expansion_factor  # of SAEs that suit it
+        self.asked: dict[str, str | int | None] = {"blocks": None, "random_weights": None}
         self.tower = on_device(parts.tower.eval().requires_grad_(False), device)
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)

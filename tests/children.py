@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training", "train_text", "demo.scenes", "small_world", "open_clip", "crash"])
+CONTEXT.set_forkserver_preload(["training", "train_text", "small_world", "open_clip", "crash"])
 
 
 def start(here: Path, settings: dict) -> multiprocessing.Process:
@@ -27,21 +27,18 @@ def finish(child: multiprocessing.Process):
 
 def train(here: str, settings: dict):
     """Train and record the small world. `settings` change the arguments; "part_rows" and "rank" are of the process."""
+    import small_world
     import torch
-    from small_world import SmallEncoder, SmallPairs, arguments
 
     import features
-    import wrappedmodels
-    from training import experiment
 
     torch.set_num_threads(1)
     os.chdir(here)
     settings = dict(settings)
     features.PART_ROWS = settings.pop("part_rows", 40)
-    n_samples = settings.pop("n_samples", 400)
+    pairs = small_world.SmallPairs(settings.pop("n_samples", 400))
     os.environ.update(settings.pop("environment", {}))
-    wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
-    experiment.run(arguments(pairs=SmallPairs(n_samples), **settings))
+    small_world.train(pairs=pairs, **settings)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,37 +1,24 @@
 """An encoder and a data set of a few lines, for tests of what is built on their interfaces."""
 
-import argparse
 import zlib
-from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 
-import features
-from encoders.wrapper import Activations
+from data import Pairs
+from encoders.wrapper import Activations, WrappedModel
+from sources.opened import Sample
+from training import experiment, flags
+from training.settings import Settings
 
 
-class SmallPairs:
-    """Captions `row 0`, `row 1`, …; the number is all there is to a sample."""
+class SmallPairs(Pairs):
+    """Captions `0`, `1`, …; the number is all there is to a sample. `captions` gives those of a row when it is read."""
 
-    name = "small"
-
-    def __init__(self, n_samples=6, captions=lambda row: [str(row)], source=None):
-        self.caption_of, self.n_samples = captions, n_samples
-        self.source = source or {"dataset": "small"}
-        self.unreadable = []
-
-    def __len__(self):
-        return self.n_samples
-
-    @property
-    def samples(self):
-        return [
-            SimpleNamespace(id=str(row), file=f"{row}.png", captions=[str(row)]) for row in range(len(self))
-        ]
-
-    @property
-    def fingerprint(self):
-        return features.fingerprint((sample.id, sample.captions[0]) for sample in self.samples)
+    def __init__(self, n_samples=6, captions=lambda row: [str(row)]):
+        samples = [Sample(str(row), f"{row}.png", [str(row)], None) for row in range(n_samples)]
+        super().__init__("small", samples, bytes, {"dataset": "small"})
+        object.__setattr__(self, "caption_of", captions)
 
     def file_stamp(self):
         return "the same"
@@ -41,7 +28,7 @@ class SmallPairs:
         return self.caption_of(row)
 
 
-class SmallEncoder:
+class SmallEncoder(WrappedModel):
     """Three layers of four tokens, of which the last is padding; the second one is recorded,
     or what `recorded` says (None: the mean of the first three).
 
@@ -50,7 +37,9 @@ class SmallEncoder:
     `broken` says: a layer, a token and a value.
     """
 
-    model, checkpoint, modality, token, n_layers = "Small", "none", "text", "own", 3
+    model, checkpoint, modality, token, n_layers, device = "Small", "none", "text", "own", 3, "cpu"
+    top_k, expansion_factor, widths = 2, 3, frozenset()  # it declares no widths
+    asked: ClassVar = {"blocks": None, "random_weights": None}
 
     def __init__(self, d_in=8, offset=10.0, recorded=1, broken_row=None, broken=None):
         random = torch.Generator().manual_seed(7)
@@ -63,8 +52,6 @@ class SmallEncoder:
 
     def resolve_layers(self, layers):
         return list(range(3)) if layers is None else sorted(layer % 3 for layer in layers)
-
-    widths = frozenset()  # it declares none
 
     def unknown_share(self, captions):
         return 0.0
@@ -92,33 +79,29 @@ class SmallEncoder:
         return Activations(found, mask, recorded)
 
 
-ARGUMENTS = {
-    "model": "ClipText",
-    "checkpoint": None,
-    "blocks": None,
-    "random_weights": None,
-    "token": "own",
-    "layers": ["all"],
-    "device": "cpu",
-    "top_k": [2],
-    "expansion_factor": 3,
-    "activation": "topk",
-    "batch_size": 16,
-    "epochs": 1,
-    "lr": None,
-    "recipe": "ours",
-    "sae": None,
-    "precision": "float32",
-    "checkpoint_every": 60.0,
-    "seeds": [0],
-    "data_seed": None,
-    "command": ["train_text.py"],
-    "runname": "run",
-    "overwrite": False,
-    "workers": 0,
-}
-
-
-def arguments(**changes):
-    """What a train script's command line gives, with `changes`."""
-    return argparse.Namespace(**{**ARGUMENTS, **changes})
+def train(
+    encoder=None,
+    pairs=None,
+    runname="run",
+    seeds=(0,),
+    top_k=(2,),
+    layers=("all",),
+    sae=None,
+    overwrite=False,
+    checkpoint_every=60.0,
+    **settings,
+):
+    """Train on the small world as a script does that was given these flags; returns the runs."""
+    variants = flags.name_variants(
+        runname, Settings(**{"batch_size": 16, **settings}), list(top_k), list(seeds)
+    )
+    return experiment.train_all(
+        encoder or SmallEncoder(),
+        pairs or SmallPairs(300),
+        variants,
+        flags.asked_layers(layers and list(layers), sae),
+        sae=sae,
+        overwrite=overwrite,
+        checkpoint_every=checkpoint_every,
+        command=["train_text.py"],
+    )

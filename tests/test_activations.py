@@ -14,7 +14,7 @@ from training.token_cache import RecordedTokens
 
 
 def stream(pairs, workers=0):
-    return Stream(SmallEncoder(), pairs, [0, 2], workers, "cpu")
+    return Stream(SmallEncoder(), pairs, [0, 2], workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

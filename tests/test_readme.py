@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 import check
-import data
 import train_image
 import train_text
 import wrappedmodels
-from plumbing.commandline import training_arguments
+from training import flags
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -37,7 +36,7 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     if name in ("train_image", "train_text"):
         encoders = train_image.ENCODERS if name == "train_image" else train_text.ENCODERS
-        arguments = training_arguments(words[1:], "", encoders, "", data.FLAGS)
+        arguments = flags.parse(words[1:], "", words[0], encoders, "")
         assert arguments.model in encoders
         row = encoders[arguments.model]
         assert arguments.checkpoint is None or arguments.checkpoint in row.checkpoints

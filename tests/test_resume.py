@@ -5,29 +5,30 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import small_world
 from children import content
-from small_world import SmallEncoder, SmallPairs, arguments
+from small_world import SmallEncoder, SmallPairs
 
 import features
-import wrappedmodels
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import Team
-from training import experiment, fit, manifest, names, record, resume, trainer, unfinished
-from training import work as work_module
+from training import experiment, fit, manifest, record, resume, trainer, unfinished
+from training.activations import Stream
+from training.settings import Settings
 from training.token_cache import RecordedTokens
+from training.work import Job, Work
 
 
 @pytest.fixture
 def cut_short(tmp_path, monkeypatch):
     """A command that was interrupted in training; returns it, to be given again with changes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: SmallEncoder())
 
     def command(pairs=None, **changes):
-        pairs = pairs or SmallPairs(300)
-        return experiment.run(arguments(pairs=pairs, epochs=4, checkpoint_every=1e-9, **changes))
+        return small_world.train(pairs=pairs, epochs=4, checkpoint_every=1e-9, **changes)
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Clock, "is_due", lambda self: True)
@@ -118,9 +119,9 @@ def test_the_second_of_two_commands_says_who_is_at_work_and_touches_nothing(cut_
             refused.append(content(features.run_path("run")))
             held = dict(unfinished._held)
             unfinished._held.clear()  # as in another process
-            for again in ({}, {"overwrite": True}, {"lr": 0.1}):
+            for overwrite in (False, True):
                 with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work in .*run"):
-                    names.check_names(arguments(**again), SmallPairs(300))
+                    resume.check_names(["run"], None, overwrite)
                 with pytest.raises(UserError, match="is at work"):
                     unfinished.Unfinished(features.run_path("run")).lock()
             unfinished._held.update(held)
@@ -153,7 +154,7 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
     for owner, name in (
         (record, "restore_recording"),
         (fit, "wait_for_all"),
-        (resume, "wait_for_all"),
+        (record, "wait_for_all"),
         (RecordedTokens, "sync"),
     ):
         real = getattr(owner, name)
@@ -162,11 +163,12 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
     state = features.run_path("run") / "unfinished-training.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(record, "plan_parts", lambda *args: 1 / 0)
-        patch.setattr(resume, "team", lambda: Team(1, 1))
-        work = work_module.Work(None, [work_module.Job(state.parent, None)], None, {}, {}, 1.0, 0.0)
-        resume.drop_training(work)
+        patch.setattr(record, "team", lambda: Team(1, 1))
+        stream = Stream(SmallEncoder(), SmallPairs(300), [0])
+        job = Job(unfinished.Unfinished(state.parent), Settings())
+        record.drop_training(Work(stream, [job], np.zeros(300, bool), None, 0.0))
         assert state.exists()
-        patch.setattr(resume, "team", lambda: Team(0, 1))
+        patch.setattr(record, "team", lambda: Team(0, 1))
         with pytest.raises(ZeroDivisionError):
             cut_short()
     assert not state.exists()

@@ -1,40 +1,36 @@
 """Fitting and recording: what is recorded is what the saved SAE says, in row order, the same every time."""
 
-import argparse
+import dataclasses
 import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_world
 import torch
 from children import content
-from small_world import SmallEncoder, SmallPairs, arguments
+from small_world import SmallEncoder, SmallPairs
 
 import features
-import wrappedmodels
 from encoders import self_test
 from plumbing import files, processes
 from plumbing.errors import UserError
 from sae import TopKSAE
-from training import activations, experiment, fit, names, quality, resume, token_cache, trainer
-from training import manifest as manifest_module
-from training import settings as settings_module
-from training import work as work_module
+from training import experiment, fit, flags, manifest, quality, resume, token_cache, trainer
+from training.activations import Stream
+from training.settings import Settings
+from training.work import Work
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Run training.run on the small world, in an empty folder."""
+    """Train on the small world in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def train(encoder=None, pairs=None, **changes):
-        monkeypatch.setattr(wrappedmodels, "load", lambda *args, **kwargs: encoder or SmallEncoder())
-        return experiment.run(arguments(pairs=pairs or SmallPairs(300), **changes))
-
-    return train
+    return small_world.train
 
 
 def codes_by_hand(run, layer, encoder, pairs, activation="topk"):
@@ -125,7 +121,7 @@ def test_the_manifest_says_what_was_done(train):
 
 def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
     (run,) = train()
-    held_out = settings_module.held_out_rows(300, data_seed=0)
+    held_out = fit.held_out_rows(300, data_seed=0)
     assert held_out.sum() == 15
     encoder, sae = SmallEncoder(), TopKSAE.load(run.path / "layer2")
     items = [encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)]
@@ -162,7 +158,7 @@ def test_held_out_samples_and_padding_never_train(train, monkeypatch):
     monkeypatch.setattr(experiment, "record", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(pairs=pairs, layers=[0])
-    assert set(rows) == set(np.flatnonzero(~settings_module.held_out_rows(100, 0)))
+    assert set(rows) == set(np.flatnonzero(~fit.held_out_rows(100, 0)))
     assert sum(seen) == 95 * 3  # four tokens, one of them padding
 
 
@@ -172,7 +168,6 @@ def test_held_out_samples_and_padding_never_train(train, monkeypatch):
         ({}, 300),
         ({"epochs": 3}, 3 * 285 + 15),
         ({"recorded": None}, 285 + 300),  # several tokens of a row are recorded
-        ({"held": 16 * 4 * 8 * 4 * 3}, 300 + 7 * 16),  # one of the eight batches that tell the mean is held
         ({"free": 0}, 285 + 300),  # no room on the disk
     ],
 )
@@ -181,11 +176,10 @@ def test_no_row_is_encoded_more_often_than_it_must_be(train, monkeypatch, change
     pairs = SmallPairs(300, captions=lambda row: rows.append(row) or [str(row)])
     monkeypatch.setattr(self_test, "self_test_on", lambda *arguments: None)  # it reads rows too
     recorded = changes.pop("recorded", 1)
-    monkeypatch.setattr(fit, "HELD_BYTES", changes.pop("held", 1 << 30))
-    free = argparse.Namespace(free=changes.pop("free", 1 << 40))
+    free = SimpleNamespace(free=changes.pop("free", 1 << 40))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     (run,) = train(SmallEncoder(recorded=recorded), pairs, **changes)
-    assert len(rows) == expected
+    assert len(rows) == 8 * 16 + expected  # the eight batches that tell the mean, and then
     assert set(rows) == set(range(300))
     (same,) = train(SmallEncoder(recorded=recorded), sae=str(run.path), runname="same")
     for layer in run.layers:
@@ -267,9 +261,7 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_layer(train):
 
 
 def held_out_row(n_samples=300):
-    return int(
-        np.flatnonzero(settings_module.held_out_rows(n_samples, 0))[1]
-    )  # the first is in the self-test
+    return int(np.flatnonzero(fit.held_out_rows(n_samples, 0))[1])  # the first is in the self-test
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -300,7 +292,7 @@ def test_kept_tokens_that_are_not_finite_are_named(train, monkeypatch):
         tokens[1][rows.index(200)] = float("nan")
         return tokens
 
-    assert not settings_module.held_out_rows(300, 0)[200]
+    assert not fit.held_out_rows(300, 0)[200]
     monkeypatch.setattr(token_cache.RecordedTokens, "read", damaged)
     with pytest.raises(UserError, match="layer 1 gives NaN or infinite activations for row 200"):
         train()
@@ -311,8 +303,9 @@ def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
     """The bad row is met between two reports; once it is repaired, the command ends as if nothing had been."""
     settings, pairs = {"layers": [0], "checkpoint_every": 1e-9}, SmallPairs(900)
     (calm,) = train(pairs=pairs, runname="calm", **settings)
-    held_out = settings_module.held_out_rows(900, 0)
-    row = fit.training_plan(held_out, settings_module.Settings(**calm.manifest["training"]))[step - 1][0]
+    held_out = fit.held_out_rows(900, 0)
+    settled = {field.name: calm.manifest["training"][field.name] for field in dataclasses.fields(Settings)}
+    row = fit.training_plan(held_out, Settings(**settled))[step - 1][0]
     written, write = [], files.write_state
 
     def finite(file, header, tensors):
@@ -364,7 +357,7 @@ class SinkEncoder(SmallEncoder):
 def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, capsys):
     (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
     encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
-    rows = np.flatnonzero(settings_module.held_out_rows(300, 0))
+    rows = np.flatnonzero(fit.held_out_rows(300, 0))
     found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in rows]), [2])
     all_tokens, recorded = found.layers[2][found.mask], found.layers[2][:, 1]
     for tokens, field in ((all_tokens, "fvu"), (recorded, "fvu_recorded")):
@@ -386,7 +379,7 @@ def test_tokens_that_are_alike_in_size_are_not_warned_of(train, capsys):
 def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     """The fractions too; FVU stays that of the SAE, which is a TopK one."""
     topk, relu = (train(activation=activation, runname=activation)[0] for activation in ("topk", "relu"))
-    held_out = settings_module.held_out_rows(300, 0)
+    held_out = fit.held_out_rows(300, 0)
     sae, encoder = TopKSAE.load(relu.path / "layer1"), SmallEncoder()
     items = encoder.collate([encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)])
     active = (sae.pre_acts(encoder.activations(items, [1]).layers[1][:, :3].flatten(0, 1)) > 0).double()
@@ -445,8 +438,7 @@ def test_an_existing_run_is_refused_before_anything_is_computed(train):
     ],
 )
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
-    chosen = argparse.Namespace(model=model, checkpoint=checkpoint, random_weights=random_weights)
-    assert names.default_name(chosen, argparse.Namespace(name=dataset)) == expected
+    assert flags.default_name(model, checkpoint, random_weights, dataset) == expected
     assert features.run_path(expected).name == expected
 
 
@@ -618,9 +610,10 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus
 def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {"cuda:1": 77}[device])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: {"cuda:1": "the second"}[device])
-    stream = activations.Stream(SmallEncoder(), SmallPairs(5), [0], 0, "cuda:1")
-    work = work_module.Work(stream, [], np.zeros(5, bool), {}, {}, 60.0, 0.0)
-    found = manifest_module.costs(work)
+    encoder = SmallEncoder()
+    encoder.device = "cuda:1"
+    work = Work(Stream(encoder, SmallPairs(5), [0]), [], np.zeros(5, bool), None, 0.0)
+    found = manifest.costs(work)
     assert (found["peak_gpu_memory"], found["hardware"], found["device"]) == (77, "the second", "cuda:1")
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from encoders.wrapper import Activations
+from data import Pairs
+from encoders.inputs import Inputs
+from encoders.wrapper import Activations, WrappedModel
 from plumbing.errors import UserError
 
 
@@ -24,19 +25,18 @@ def tensor_cores() -> Iterator[None]:
 class Stream:
     """An encoder's activations over a data set, in any order of rows."""
 
-    def __init__(self, encoder: Any, pairs: Any, layers: list[int], workers: int, device: str):
-        self.encoder, self.pairs, self.layers = encoder, pairs, layers
-        self.workers, self.device = workers, device
+    def __init__(self, encoder: WrappedModel, pairs: Pairs, layers: list[int], workers: int = 0):
+        self.encoder, self.pairs, self.layers, self.workers = encoder, pairs, layers, workers
 
     def batches(self, plan: list[list[int]]) -> Iterator[Activations]:
         """Yield a batch for each list of rows in `plan`; an unreadable item raises its `UserError`."""
-        examples = _Examples(self.pairs, self.encoder.preprocess, self.encoder.collate, self.encoder.modality)
+        examples = _Examples(self.pairs, self.encoder)
         loader = torch.utils.data.DataLoader(
             examples,
             batch_sampler=plan,
             num_workers=min(self.workers, len(plan)),
             collate_fn=examples.collate,
-            pin_memory=self.device.startswith("cuda"),
+            pin_memory=self.encoder.device.startswith("cuda"),
         )
         for rows, inputs in loader:
             if isinstance(inputs, UserError):
@@ -49,22 +49,26 @@ class Stream:
 class _Examples(torch.utils.data.Dataset):
     """A row's preprocessed items. A mistake in the data travels as a value: a worker would wrap it in a traceback."""
 
-    def __init__(self, pairs, preprocess, collate_items, modality):
-        self.pairs, self.preprocess, self.collate_items = pairs, preprocess, collate_items
-        self.modality = modality
+    def __init__(self, pairs: Pairs, encoder: WrappedModel):
+        self.pairs, self.modality = pairs, encoder.modality
+        self.preprocess, self.collate_items = encoder.preprocess, encoder.collate
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, row: int):
+    def __getitem__(self, row: int) -> tuple[int, list[Inputs] | UserError]:
         try:
             return row, [self.preprocess(item) for item in self.pairs.items(row, self.modality)]
         except UserError as mistake:
             return row, mistake
 
-    def collate(self, samples):
-        for _, items in samples:
+    def collate(
+        self, samples: list[tuple[int, list[Inputs] | UserError]]
+    ) -> tuple[list[int], Inputs | UserError]:
+        rows, inputs = [], []
+        for row, items in samples:
             if isinstance(items, UserError):
                 return [], items
-        rows = [row for row, items in samples for _ in items]
-        return rows, self.collate_items([item for _, items in samples for item in items])
+            rows += [row] * len(items)
+            inputs += items
+        return rows, self.collate_items(inputs)

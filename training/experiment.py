@@ -1,4 +1,4 @@
-"""Fit SAEs on an encoder's hooked activations, every layer from one forward pass, then record all features.
+"""Train SAEs on an encoder's activations, every layer from one forward pass, then record all features.
 
 Training keeps what it sees of the tokens that are recorded, so that recording encodes only the rows that it did
 not see, and those that record several tokens.
@@ -7,143 +7,181 @@ Under `torchrun` each process trains on its share of every batch (gradients are 
 and records its share of the part files.
 """
 
-import argparse
+import contextlib
 import os
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import features
-import wrappedmodels
+from data import Pairs
 from encoders import self_test
+from encoders.wrapper import WrappedModel
 from plumbing import files
 from plumbing.errors import UserError
-from plumbing.processes import own_device, team, wait_for_all
+from plumbing.processes import team, wait_for_all
+from training import resume
 from training.activations import Stream
-from training.fit import asked_layers, find_saes, fit
-from training.manifest import costs, finish, table
-from training.names import check_names, name_variants
+from training.fit import find_saes, fit, held_out_rows
+from training.manifest import costs, finish
 from training.record import record
-from training.resume import finished_before, forget_unfinished, open_folders
-from training.settings import Settings, held_out_rows
-from training.unfinished import release_locks
+from training.settings import Settings
+from training.unfinished import Unfinished, release_locks
 from training.work import Job, Work
 
+SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that are one for all runs of a stream
 
-def run(arguments: argparse.Namespace) -> list[features.Run]:
-    """Train and record what the command line asks for: a run for each seed and each k."""
-    try:
-        return train_and_record(arguments, own_device(arguments.device))
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU is out of memory: lower --batch_size (now {arguments.batch_size}), or choose fewer --layers"
-        ) from error
-    except OSError as error:
-        if mistake := explain(error, arguments):
-            raise mistake from error
-        raise
-    finally:
-        release_locks()
+LAST = (-1,)
 
 
-def explain(error: OSError, arguments: argparse.Namespace) -> UserError | None:
-    """What to tell of a full disk, or of a run folder that cannot be written to; None of any other error."""
-    if files.is_full(error):
-        again = ", without --overwrite," if arguments.overwrite else ""
-        return UserError(f"the disk is full: make room and give the same command again{again} and it goes on")
-    place = Path(os.path.realpath(str(error.filename)))
-    if error.filename is not None and place.is_relative_to(os.path.realpath(features.ROOT)):
-        return UserError(f"{error.filename}: {error.strerror}; mend that and give the same command again")
-    return None
+def train(
+    encoder: WrappedModel,
+    pairs: Pairs,
+    name: str,
+    layers: Sequence[int] | None = LAST,
+    settings: Settings = Settings(),
+    **options: Any,
+) -> features.Run:
+    """Train an SAE on each of the encoder's `layers` and record every sample's features in sae_features/NAME/.
+
+    `layers`: numbers, negative ones counted from the end; None: all. `options` are those of `train_all`.
+    """
+    (run,) = train_all(encoder, pairs, {name: settings}, layers, **options)
+    return run
 
 
-def train_and_record(arguments: argparse.Namespace, device: str) -> list[features.Run]:
-    """`run`, in each process."""
-    started = time.monotonic()
-    pairs = arguments.pairs
-    check_names(arguments, pairs)
-    encoder = wrappedmodels.load(
-        arguments.model,
-        arguments.checkpoint,
-        token=arguments.token,
-        blocks=arguments.blocks,
-        random_weights=arguments.random_weights,
-        device=device,
-    )
-    layers = asked_layers(encoder, None if arguments.sae else arguments.layers)
-    self_test.self_test_on(encoder, pairs, layers)
-    work = prepare(arguments, encoder, pairs, device, started)
-    if runs := finished_before(work):
-        return conclude(work, runs)
-    saes, history = fit(work)
-    scores = record(work, saes, history)
-    cost = costs(work)
-    if team().rank > 0:
-        return []
-    runs = [
-        finish(work, number, saes[number], scores[number], history, cost) for number in range(len(work.jobs))
-    ]
-    return conclude(work, runs)
+def train_all(
+    encoder: WrappedModel,
+    pairs: Pairs,
+    variants: Mapping[str, Settings],
+    layers: Sequence[int] | None = LAST,
+    *,
+    sae: str | None = None,
+    overwrite: bool = False,
+    workers: int = 0,
+    checkpoint_every: float = 60.0,
+    command: list[str] | None = None,
+    started: float | None = None,
+) -> list[features.Run]:
+    """Train and record several runs, by name, from one stream of activations; a killed one is resumed.
+
+    `sae`: a folder of SAEs to record with, instead of training any; with it, no `layers` are all that are there.
+    `workers` processes decode items; a checkpoint is kept every so many seconds. `command`, the words that were
+    typed, goes into run.json. `started`: the monotonic time that the runs' seconds count from. Of several processes
+    the first returns the runs, and the others none.
+    """
+    settings = next(iter(variants.values()))
+    with in_one_line(settings.batch_size, overwrite):
+        try:
+            resume.check_names(variants, sae, overwrite)
+            self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else listed(layers)))
+            numbers = sorted(find_saes(Path(sae), encoder, layers)) if sae else listed(layers)
+            stream = Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
+            work = prepare(stream, variants, sae, overwrite, time.monotonic() if started is None else started)
+            return carry_out(work, checkpoint_every, command)
+        finally:
+            release_locks()
 
 
-def conclude(work: Work, runs: list[features.Run]) -> list[features.Run]:
-    """Clean up beside whole runs and print their tables: the first process's task."""
-    if team().rank > 0:
-        return []
-    forget_unfinished(work)
-    for recorded in runs:
-        print(table(recorded))
-    return runs
+def listed(layers: Sequence[int] | None) -> list[int] | None:
+    """Layers as `resolve_layers` takes them."""
+    return None if layers is None else list(layers)
 
 
-def prepare(arguments: argparse.Namespace, encoder: Any, pairs: Any, device: str, started: float) -> Work:
+def prepare(
+    stream: Stream, variants: Mapping[str, Settings], sae: str | None, overwrite: bool, started: float
+) -> Work:
     """Settle every setting, and open the run folders: fresh ones, or those of the same command when it was cut short."""
-    row = wrappedmodels.REGISTRY[arguments.model]
-    given = find_saes(Path(arguments.sae), encoder, arguments.layers) if arguments.sae else {}
-    base = Settings(
-        layers=sorted(given) or asked_layers(encoder, arguments.layers),
-        token=encoder.token,
-        activation=arguments.activation,
-        top_k=row.top_k,
-        expansion_factor=arguments.expansion_factor or row.expansion_factor,
-        batch_size=arguments.batch_size,
-        epochs=arguments.epochs,
-        lr=arguments.lr,
-        recipe=arguments.recipe,
-        precision=arguments.precision,
-        seed=arguments.seeds[0],
-        data_seed=arguments.seeds[0] if arguments.data_seed is None else arguments.data_seed,
-        sae=arguments.sae,
+    jobs = [
+        Job(Unfinished(features.run_path(name)), settled(settings, stream.encoder))
+        for name, settings in variants.items()
+    ]
+    first = jobs[0].settings
+    for field in SHARED:
+        if len({getattr(job.settings, field) for job in jobs}) > 1:
+            raise UserError(f"runs that are trained together need the same {field}: train them one by one")
+    held_out = held_out_rows(len(stream.pairs), first.data_seed)
+    work = Work(stream, jobs, held_out, sae, started)
+    if not sae and (n_training := int((~held_out).sum())) < team().world:
+        raise UserError(
+            f"{n_training} training samples cannot be shared by {team().world} processes: start at most {n_training}"
+        )
+    if stream.encoder.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(stream.encoder.device)
+    if team().rank == 0:
+        folders = [job.unfinished for job in jobs]
+        work = work._replace(started=started - resume.open_folders(folders, identity(work), overwrite))
+    wait_for_all()
+    return work
+
+
+def settled(settings: Settings, encoder: WrappedModel) -> Settings:
+    """The settings with what they leave to the encoder, and the data's seed."""
+    return replace(
+        settings,
+        top_k=settings.top_k or encoder.top_k,
+        expansion_factor=settings.expansion_factor or encoder.expansion_factor,
+        data_seed=settings.seed if settings.data_seed is None else settings.data_seed,
     )
-    variants = {
-        name: base._replace(top_k=k or row.top_k, seed=seed)
-        for name, (k, seed) in name_variants(arguments, pairs).items()
-    }
-    identity = {
+
+
+def identity(work: Work) -> dict[str, Any]:
+    """The settings that a checkpoint must match before we resume from it."""
+    encoder, pairs = work.stream.encoder, work.stream.pairs
+    return {
         "model": encoder.model,
         "checkpoint": encoder.checkpoint,
-        "blocks": arguments.blocks,
-        "random_weights": arguments.random_weights,
+        **encoder.asked,
         "fingerprint": pairs.fingerprint,
         "files": pairs.file_stamp(),
         "encoder_files": encoder.file_stamp(),
         "caption": pairs.source.get("caption"),
         "processes": team().world,
-        "runs": {name: settings._asdict() for name, settings in variants.items()},
+        "runs": {job.folder.name: work.described(job) for job in work.jobs},
     }
-    stream = Stream(encoder, pairs, base.layers, arguments.workers, device)
-    jobs = [Job(features.run_path(name), settings) for name, settings in variants.items()]
-    held_out = held_out_rows(len(pairs), base.data_seed)
-    work = Work(
-        stream, jobs, held_out, identity, given, arguments.checkpoint_every, started, arguments.command
-    )
-    if not given and (n_training := int((~held_out).sum())) < team().world:
+
+
+def carry_out(work: Work, checkpoint_every: float, command: list[str] | None) -> list[features.Run]:
+    """Fit, record and finish; the runs that a command finished before it was killed need cleaning up only."""
+    folders = [job.unfinished for job in work.jobs]
+    runs = resume.finished_before(folders)
+    if not runs:
+        saes, history = fit(work, checkpoint_every)
+        scores = record(work, saes, history)
+        measured = costs(work) | {"command": command}
+        if team().rank == 0:
+            runs = [
+                finish(work, number, saes[number], scores[number], history, measured)
+                for number in range(len(work.jobs))
+            ]
+    if team().rank > 0:
+        return []
+    resume.forget(folders)
+    return runs
+
+
+@contextlib.contextmanager
+def in_one_line(batch_size: int, overwrite: bool) -> Iterator[None]:
+    """Turn a GPU's lack of memory, a full disk, and a folder that cannot be written to into a `UserError`."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f"{n_training} training samples cannot be shared by {team().world} processes: start at most {n_training}"
-        )
-    if team().rank == 0:
-        work = work._replace(started=started - open_folders(work, arguments.overwrite))
-    wait_for_all()
-    return work
+            f"the GPU is out of memory: lower --batch_size (now {batch_size}), or choose fewer --layers"
+        ) from error
+    except OSError as error:
+        if files.is_full(error):
+            again = ", without --overwrite," if overwrite else ""
+            raise UserError(
+                f"the disk is full: make room and give the same command again{again} and it goes on"
+            ) from error
+        place = Path(os.path.realpath(str(error.filename)))
+        if error.filename is not None and place.is_relative_to(os.path.realpath(features.ROOT)):
+            raise UserError(
+                f"{error.filename}: {error.strerror}; mend that and give the same command again"
+            ) from error
+        raise

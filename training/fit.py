@@ -1,10 +1,10 @@
-"""Train every layer's SAEs from one forward pass of the encoder, and save them."""
+"""Train every layer's SAEs from one forward pass of the encoder, and save them; take those trained before."""
 
-import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +12,62 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from encoders.wrapper import Activations
+from encoders.wrapper import Activations, WrappedModel
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import processes_here, team, wait_for_all
 from sae import TopKSAE, read_config
-from training.activations import tensor_cores
-from training.resume import Clock, restore, save_training
+from training.activations import Stream, tensor_cores
+from training.resume import Clock
 from training.settings import Settings
 from training.token_cache import RecordedTokens
 from training.trainer import RECIPES, LayerTrainer, Moments, Standardizer
-from training.work import Job, Trainers, Work
+from training.work import History, Job, Work
+
+HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 
-HELD_BYTES = 1 << 30  # of those batches that are held, to be trained on without encoding them again
-
 REPORT_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 LAYER = re.compile(r"(?:layer|block)s?[._-]?(\d+)", re.IGNORECASE)  # in an SAE's hook_name or folder name
 
 
-def asked_layers(encoder: Any, layers: list[int | str] | None) -> list[int]:
-    """The resolved numbers of the layers that --layers asks for: by default the last, "all" for all."""
-    return encoder.resolve_layers(None if layers and "all" in layers else layers or [-1])
-
-
-def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
+def fit(work: Work, checkpoint_every: float) -> tuple[list[dict[int, TopKSAE]], History]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports on the way."""
-    if header := files.read_header(work.record_state(0)):
-        return [load_saes(work, layer_folders(job)) for job in work.jobs], header["history"]
-    if work.given:
-        return [take_given(work)], []
+    if header := files.read_header(work.state().recording_file(0)):
+        return [load_saes(work, layer_folders(work, job)) for job in work.jobs], header["history"]
+    if work.sae:
+        return [take_given(work, work.sae)], []
     plan = training_plan(work.held_out, work.jobs[0].settings)
-    standard, batch_tokens, seen = standardizers(work, plan)
+    standard, batch_tokens = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)
+    cache = open_cache(work, standard)
+    history = train_on_all(work, plan, standard, trainers, cache, Clock(checkpoint_every))
+    if cache:
+        cache.sync()  # before the only checkpoint goes, in every process
+        cache.close()
+    return save_saes(work, trainers, standard), history
+
+
+def train_on_all(
+    work: Work,
+    plan: list[list[int]],
+    standard: dict[int, Standardizer],
+    trainers: Trainers,
+    cache: RecordedTokens | None,
+    clock: Clock,
+) -> History:
+    """Train on every batch of `plan`, or on those that a killed command had left; returns the reports."""
     history, done = restore(work, trainers)
-    kept, first_epoch = keep_tokens(work, standard), len(plan) // work.jobs[0].settings.epochs
-    clock = Clock(work.checkpoint_every)
-    rest = shares(plan[max(done, len(seen)) :])
-    del seen[:done]
-    batches = itertools.chain(drain(seen), work.stream.batches(rest))
+    first_epoch = len(plan) // work.jobs[0].settings.epochs
+    batches = work.stream.batches(shares(plan[done:]))
     progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
     for number, batch in enumerate(progress, done + 1):
-        if kept and number <= first_epoch:
-            kept.write(batch)
+        if cache and number <= first_epoch:
+            cache.write(batch)
         train_on(batch, standard, trainers)
         if number % REPORT_EVERY == 0 or number == len(plan):
             check_finite(trainers, number, whole=number == len(plan))
@@ -64,11 +75,8 @@ def fit(work: Work) -> tuple[list[dict[int, TopKSAE]], list]:
         if team().rank == 0 and clock.is_due():
             with clock:
                 check_finite(trainers, number, whole=True)
-                save_training(work, trainers, history, number, kept)
-    if kept:
-        kept.sync()  # before the only checkpoint goes, in every process
-        kept.close()
-    return save_saes(work, trainers, standard), history
+                save_training(work, trainers, history, number, cache)
+    return history
 
 
 @tensor_cores()
@@ -82,24 +90,26 @@ def train_on(batch: Activations, standard: dict[int, Standardizer], trainers: Tr
                 trainer.step(z)
 
 
-def drain(batches: list[Activations]) -> Iterator[Activations]:
-    """Give away the batches one by one, keeping none."""
-    while batches:
-        yield batches.pop(0)
-
-
 def shares(plan: list[list[int]]) -> list[list[int]]:
     """This process's part of every batch."""
     return [rows[team().rank :: team().world] for rows in plan]
 
 
-def keep_tokens(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens | None:
+def open_cache(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens | None:
     """Where training keeps what is to be recorded; None where the disk has no room, or machines share no file."""
     widths = {layer: len(standard[layer].mean) for layer in work.stream.layers}
-    file, n_rows = work.tokens_file(), len(work.held_out)
-    one_machine = processes_here() == team().world
+    file, n_rows = work.state().tokens_file, len(work.held_out)
     room = shutil.disk_usage(file.parent).free > 2 * RecordedTokens.nbytes(n_rows, widths)
+    one_machine = processes_here() == team().world
     return RecordedTokens(file, n_rows, widths) if one_machine and (room or file.exists()) else None
+
+
+def held_out_rows(n_samples: int, data_seed: int) -> Bool[np.ndarray, " sample"]:
+    """Which samples never train. The same for every encoder on the same data; none where there are under 20."""
+    held_out = np.zeros(n_samples, dtype=bool)
+    chosen = np.random.default_rng(data_seed).permutation(n_samples)[: min(HELD_OUT, n_samples // 20)]
+    held_out[chosen] = True
+    return held_out
 
 
 def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> list[list[int]]:
@@ -117,22 +127,13 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
     return [batch for batch in plan if len(batch) >= team().world]
 
 
-def standardizers(
-    work: Work, plan: list[list[int]]
-) -> tuple[dict[int, Standardizer], float, list[Activations]]:
-    """Each layer's standardiser from the first batches, the mean number of tokens in a batch, and the first batches.
-
-    Of those, as many are returned as may be held, and none where a process trains on a part of a batch only.
-    """
-    moments, seen = {layer: Moments() for layer in work.stream.layers}, []
-    first, room = plan[:STATISTICS_BATCHES], HELD_BYTES if team().world == 1 else 0
+def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:
+    """Each layer's standardiser from the first batches, and the mean number of tokens in a batch."""
+    moments, first = {layer: Moments() for layer in work.stream.layers}, plan[:STATISTICS_BATCHES]
     for batch in work.stream.batches(first):
         chosen = batch.real_tokens()
         for layer, found in moments.items():
             found.add(batch.flat(layer, chosen))
-        room -= sum(tokens.nbytes for tokens in batch.layers.values())
-        if room >= 0:
-            seen.append(batch)
     for layer, found in moments.items():
         if not found.spread.isfinite():
             raise UserError(
@@ -141,18 +142,19 @@ def standardizers(
             )
     recipe = RECIPES[work.jobs[0].settings.recipe]
     standard = {layer: found.standardizer(recipe) for layer, found in moments.items()}
-    return standard, found.count / len(first), seen
+    return standard, found.count / len(first)
 
 
-def make_trainers(work: Work, standard: dict, n_steps: int, batch_tokens: float) -> Trainers:
+def make_trainers(
+    work: Work, standard: dict[int, Standardizer], n_steps: int, batch_tokens: float
+) -> Trainers:
     """A trainer for each layer of each job, its width asked of the activations."""
     trainers = {}
     for number, (_, settings) in enumerate(work.jobs):
         for layer, standardizer in standard.items():
-            d_in = len(standardizer.mean)
-            sae = TopKSAE(
-                d_in, settings.expansion_factor * d_in, settings.top_k, seed=1000 * settings.seed + layer
-            ).to(standardizer.mean.device)
+            d_in, seed = len(standardizer.mean), 1000 * settings.seed + layer
+            sae = TopKSAE(d_in, settings.expansion_factor * d_in, settings.top_k, seed)
+            sae = sae.to(standardizer.mean.device)
             trainers[number, layer] = LayerTrainer(
                 sae,
                 RECIPES[settings.recipe],
@@ -175,13 +177,39 @@ def check_finite(trainers: Trainers, number: int, whole: bool):
             )
 
 
-def report(progress: tqdm, trainers: Trainers, number: int) -> list:
+def report(progress: tqdm, trainers: Trainers, number: int) -> list[Any]:
     """Show the mean loss, FVU and dead fraction; returns the step and every trainer's (loss, FVU, dead fraction)."""
     reports = [trainer.report() for trainer in trainers.values()]
     loss, fvu, dead = np.mean(reports, axis=0)
     steps = (number - 1) % REPORT_EVERY + 1
     progress.set_postfix(loss=f"{loss / steps:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
     return [number, reports]
+
+
+def save_training(work: Work, trainers: Trainers, history: History, done: int, cache: RecordedTokens | None):
+    """Keep the state of every trainer after `done` steps, once what these steps kept is safe."""
+    if cache:
+        cache.sync()
+    tensors = {
+        f"{job}.{layer}.{name}": tensor
+        for (job, layer), trainer in trainers.items()
+        for name, tensor in trainer.state().items()
+    }
+    files.write_state(work.state().training_file, work.header(done, history), tensors)
+
+
+def restore(work: Work, trainers: Trainers) -> tuple[History, int]:
+    """Bring the trainers to where a killed command left them; returns its reports and the number of its steps."""
+    state = files.read_state(work.state().training_file)
+    if state is None:
+        return [], 0
+    header, tensors = state
+    for (job, layer), trainer in trainers.items():
+        prefix = f"{job}.{layer}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        trainer.restore(own, header["done"])
+    print(f"going on after {header['done']} steps", file=sys.stderr)
+    return header["history"], header["done"]
 
 
 def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer]) -> list[dict[int, TopKSAE]]:
@@ -192,32 +220,32 @@ def save_saes(work: Work, trainers: Trainers, standard: dict[int, Standardizer])
         sae.fold_standardizer(standard[layer].mean, standard[layer].scale)
         sae.zero_grad()  # which would take the room of another SAE while recording
         if team().rank == 0:
-            sae.save(work.jobs[number].folder / f"layer{layer}", describe(work, layer))
+            sae.save(work.jobs[number].folder / f"layer{layer}", sae_metadata(work.stream, layer))
     wait_for_all()
     return saes
 
 
-def describe(work: Work, layer: int) -> dict[str, str]:
+def sae_metadata(stream: Stream, layer: int) -> dict[str, str]:
     """What an SAE's cfg.json says of where it comes from, by SAELens' names."""
-    encoder = work.stream.encoder
+    encoder = stream.encoder
     hook = f"{encoder.model}.layer{layer}"
-    return {"model_name": encoder.checkpoint, "hook_name": hook, "dataset_path": work.stream.pairs.name}
+    return {"model_name": encoder.checkpoint, "hook_name": hook, "dataset_path": stream.pairs.name}
 
 
-def layer_folders(job: Job) -> dict[int, Path]:
+def layer_folders(work: Work, job: Job) -> dict[int, Path]:
     """Where a job's SAEs are."""
-    return {layer: job.folder / f"layer{layer}" for layer in job.settings.layers}
+    return {layer: job.folder / f"layer{layer}" for layer in work.stream.layers}
 
 
 def load_saes(work: Work, folders: dict[int, Path]) -> dict[int, TopKSAE]:
     """SAEs that were trained before, by layer, on this process's device."""
-    return {layer: TopKSAE.load(folder).to(work.stream.device) for layer, folder in folders.items()}
+    return {layer: TopKSAE.load(folder).to(work.stream.encoder.device) for layer, folder in folders.items()}
 
 
-def find_saes(folder: Path, encoder: Any, layers: list[int | str] | None) -> dict[int, Path]:
+def find_saes(folder: Path, encoder: WrappedModel, layers: Sequence[int] | None) -> dict[int, Path]:
     """The SAEs in a folder in SAELens' layout, by layer: the folder's own, or one in each subfolder.
 
-    `layers` as typed: by default all that are there. A folder of one SAE may leave its layer to `layers`.
+    None of `layers`: all that are there. A folder of one SAE may leave its layer to `layers`.
     """
     single = (folder / "cfg.json").exists()
     folders = [folder] if single else sorted(path.parent for path in folder.glob("*/cfg.json"))
@@ -225,7 +253,7 @@ def find_saes(folder: Path, encoder: Any, layers: list[int | str] | None) -> dic
         raise UserError(
             f"--sae {folder} holds no SAE (cfg.json), nor do its subfolders: see the README's run folder"
         )
-    chosen = None if layers is None or "all" in layers else encoder.resolve_layers(layers)
+    chosen = None if layers is None else encoder.resolve_layers(list(layers))
     found: dict[int, Path] = {}
     for one in folders:
         told = told_layer(one)
@@ -268,18 +296,19 @@ def told_layer(folder: Path) -> int | None:
     return next(iter(numbers), None)
 
 
-def take_given(work: Work) -> dict[int, TopKSAE]:
-    """Load the SAEs that the command names, check their widths, and keep a copy with the run."""
-    saes = load_saes(work, work.given)
+def take_given(work: Work, sae: str) -> dict[int, TopKSAE]:
+    """Load the SAEs that lie in the folder `sae`, check their widths, and keep a copy with the run."""
+    given = find_saes(Path(sae), work.stream.encoder, work.stream.layers)
+    saes = load_saes(work, given)
     batch = next(iter(work.stream.batches([[0]])))
-    for layer, sae in saes.items():
+    for layer, own in saes.items():
         width = batch.layers[layer].shape[-1]
-        if sae.d_in != width:
+        if own.d_in != width:
             raise UserError(
-                f"the SAE in {work.given[layer]} takes activations of width {sae.d_in}, and layer {layer} of "
+                f"the SAE in {given[layer]} takes activations of width {own.d_in}, and layer {layer} of "
                 f"{work.stream.encoder.checkpoint} has {width}: name the encoder that it was trained on"
             )
         if team().rank == 0:
-            sae.save(work.jobs[0].folder / f"layer{layer}", describe(work, layer))
+            own.save(work.jobs[0].folder / f"layer{layer}", sae_metadata(work.stream, layer))
     wait_for_all()
     return saes

@@ -14,52 +14,63 @@ import torch
 import features
 from plumbing import files
 from plumbing.processes import highest, team
+from sae import TopKSAE
 from training.quality import FEW, Scores
-from training.work import Work
+from training.work import History, Work
 
 
-def finish(work: Work, number: int, saes: dict, scores: dict, history: list, cost: dict) -> features.Run:
-    """Write a job's samples, its training curve and its manifest, which makes the run whole."""
-    (folder, settings), encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
-    names = {layer: f"layer{layer}" for layer in work.stream.layers}
-    rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in pairs.samples]
+def finish(
+    work: Work,
+    number: int,
+    saes: dict[int, TopKSAE],
+    scores: dict[int, Scores],
+    history: History,
+    measured: dict[str, Any],
+) -> features.Run:
+    """Write a job's samples, its training curve and its manifest, which makes the run whole.
+
+    `measured` is what the manifest says besides: `costs` and the command.
+    """
+    folder, names = work.jobs[number].folder, [f"layer{layer}" for layer in saes]
+    samples = work.stream.pairs.samples
+    rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in samples]
     features.write_samples(folder, rows)
     own = slice(number * len(names), (number + 1) * len(names))
     if history:
-        curve = [(step, found[own]) for step, found in history]
-        draw_curve(folder / "training_curve.png", list(names.values()), curve)
-    manifest = {
+        draw_curve(folder / "training_curve.png", names, [[step, found[own]] for step, found in history])
+    return features.finish_run(folder, manifest(work, number, saes, scores) | measured)
+
+
+def manifest(work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]) -> dict[str, Any]:
+    """What run.json says of a job, but for what it took."""
+    job, encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
+    names, training = {layer: f"layer{layer}" for layer in saes}, work.described(job)
+    return {
         "encoder": {
             "model": encoder.model,
             "checkpoint": encoder.checkpoint,
             "modality": encoder.modality,
-            "blocks": work.identity["blocks"],
-            "random_weights": work.identity["random_weights"],
+            **encoder.asked,
         },
         "layers": list(names.values()),
         "n_samples": len(pairs),
         "dataset": {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": pairs.source},
         "unreadable": pairs.unreadable,
-        "token": settings.token,
-        "activation": settings.activation,
+        "token": encoder.token,
+        "activation": job.settings.activation,
         "sae": {
             names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
         },
         "training": {
-            key: value
-            for key, value in settings._asdict().items()
-            if not settings.sae or key in ("sae", "data_seed")
+            key: value for key, value in training.items() if not work.sae or key in ("sae", "data_seed")
         },
         "evaluated_samples": int(work.judged().sum()),
-        "held_out": bool(work.held_out.any()) and not settings.sae,
+        "held_out": bool(work.held_out.any()) and not work.sae,
         **{
             field: {names[layer]: finite(getattr(score, field)) for layer, score in scores.items()}
             for field in Scores._fields
         },
-        **cost,
-        "command": work.command,
     }
-    return features.finish_run(folder, manifest)
 
 
 def finite(number: float) -> float | None:
@@ -70,7 +81,8 @@ def finite(number: float) -> float | None:
 def costs(work: Work) -> dict[str, Any]:
     """Seconds, samples per second, peak memory in bytes (of the process that took most), hardware, versions."""
     seconds = time.monotonic() - work.started
-    device = work.stream.device if work.stream.device.startswith("cuda") else None
+    own = work.stream.encoder.device
+    device = own if own.startswith("cuda") else None
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
     return {
@@ -78,7 +90,7 @@ def costs(work: Work) -> dict[str, Any]:
         "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
         "peak_memory": int(highest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)),
         "peak_gpu_memory": int(highest(torch.cuda.max_memory_allocated(device))) if device else None,
-        "device": work.stream.device,
+        "device": own,
         "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "processes": team().world,
@@ -133,7 +145,7 @@ def table(recorded: features.Run) -> str:
     return "\n".join(lines)
 
 
-def draw_curve(file: Path, layers: list[str], history: list):
+def draw_curve(file: Path, layers: list[str], history: History):
     """FVU and dead fraction over the training steps, a line a layer."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -15,22 +15,31 @@ from tqdm import tqdm
 
 import features
 from encoders.wrapper import Activations
+from plumbing import files
 from plumbing.errors import UserError
-from plumbing.processes import add_up, team
+from plumbing.processes import add_up, team, wait_for_all
 from sae import TopKSAE
 from sae_kernels import keep_largest
 from training.activations import Stream, tensor_cores
 from training.quality import Quality, Scores
-from training.resume import drop_training, restore_recording, save_recording
 from training.token_cache import RecordedTokens
-from training.work import Qualities, Work
+from training.work import History, Work
 
 RECORD_BATCH = 64  # samples at least: recording has no gradients to hold
 
-RECORD_TOKENS = 1024  # kept tokens that are encoded by an SAE at once
+RECORD_TOKENS = 1024  # cached tokens that are encoded by an SAE at once
 
 
-def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[dict[int, Scores]]:
+Saes = list[dict[int, TopKSAE]]  # by job number, then layer
+
+Qualities = list[dict[int, Quality]]  # by job number, then layer
+
+Blocks = list[
+    dict[int, list[scipy.sparse.csr_array]]
+]  # by job number, then layer: a part file's rows as they come
+
+
+def record(work: Work, saes: Saes, history: History) -> list[dict[int, Scores]]:
     """Write every sample's features in row order; returns each job's scores by layer on the held-out samples."""
     n_samples = len(work.stream.pairs)
     qualities = [
@@ -39,64 +48,84 @@ def record(work: Work, saes: list[dict[int, TopKSAE]], history: list) -> list[di
     done = restore_recording(work, qualities, history)
     drop_training(work)
     own = list(range(team().rank, math.ceil(n_samples / features.PART_ROWS), team().world))
-    kept = None
-    if work.tokens_file().exists():
-        kept = RecordedTokens(
-            work.tokens_file(), n_samples, {layer: sae.d_in for layer, sae in saes[0].items()}
-        )
-    present = kept.present() & ~work.judged() if kept else np.zeros(n_samples, dtype=bool)
+    cache = find_cache(work, saes)
+    present = cache.present() & ~work.judged() if cache else np.zeros(n_samples, dtype=bool)
     plans = plan_parts(work, own[done:], present)
     batches = encode_all(work.stream, [rows for plan in plans for rows in plan.batches])
     progress = tqdm(
         desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=team().rank > 0
     )
     for plan in plans:
-        blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
-        missing = sum(map(len, plan.batches))
-        while missing:
-            batch = next(batches)
-            record_batch(work, batch, saes, qualities, blocks)
-            n_rows = len(set(batch.rows))
-            missing -= n_rows
-            progress.update(n_rows)
-        for rows in plan.kept:
-            record_kept(work, kept.read(rows), rows, saes, blocks)
-            progress.update(len(rows))
-        write_parts(work, blocks, plan)
+        record_part(work, plan, batches, cache, saes, qualities, progress)
         done += 1
         save_recording(work, qualities, history, done)
     progress.close()
-    if kept:
-        kept.close()
+    if cache:
+        cache.close()
     return total_scores(qualities)
 
 
+def find_cache(work: Work, saes: Saes) -> RecordedTokens | None:
+    """What training kept of the tokens that are recorded, if anything."""
+    file = work.state().tokens_file
+    widths = {layer: sae.d_in for layer, sae in saes[0].items()}
+    return RecordedTokens(file, len(work.stream.pairs), widths) if file.exists() else None
+
+
+def record_part(
+    work: Work,
+    plan: "PartPlan",
+    batches: Iterator[Activations],
+    cache: RecordedTokens | None,
+    saes: Saes,
+    qualities: Qualities,
+    progress: tqdm,
+):
+    """Write one part file of every layer of every job; its batches are the next of `batches`."""
+    blocks: Blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
+    missing = sum(map(len, plan.batches))
+    while missing:
+        batch = next(batches)
+        record_batch(work, batch, saes, qualities, blocks)
+        n_rows = len(set(batch.rows))
+        missing -= n_rows
+        progress.update(n_rows)
+    for rows in plan.cached if cache else ():
+        record_cached(work, cache.read(rows), rows, saes, blocks)
+        progress.update(len(rows))
+    write_parts(work, blocks, plan)
+
+
 class PartPlan(NamedTuple):
-    """How the rows of a part file are come by: batches to encode, and rows whose tokens were kept."""
+    """Where a part file's rows come from: `batches` still have to be encoded, `cached` are in the token cache."""
 
     part: int
     batches: list[list[int]]
-    kept: list[list[int]]
+    cached: list[list[int]]
 
     def order(self) -> Int[np.ndarray, " row"]:
-        """Puts what comes batch by batch, then kept, into the order of the rows."""
-        return np.argsort([row for rows in (*self.batches, *self.kept) for row in rows])
+        """Puts what comes batch by batch, then out of the cache, into the order of the rows."""
+        return np.argsort([row for rows in (*self.batches, *self.cached) for row in rows])
 
     def n_rows(self) -> int:
         """How many there are."""
-        return sum(map(len, (*self.batches, *self.kept)))
+        return sum(map(len, (*self.batches, *self.cached)))
 
 
 def plan_parts(work: Work, parts: list[int], present: Bool[np.ndarray, " sample"]) -> list[PartPlan]:
-    """The plans of some part files, given of which rows the recorded tokens were kept."""
+    """The plans of some part files, given which rows are in the token cache."""
     size = max(work.jobs[0].settings.batch_size, RECORD_BATCH)
     plans = []
     for part in parts:
         rows = np.arange(part * features.PART_ROWS, min((part + 1) * features.PART_ROWS, len(present)))
-        missing, kept = rows[~present[rows]].tolist(), rows[present[rows]].tolist()
-        cut = lambda whole, step: [whole[i : i + step] for i in range(0, len(whole), step)]  # noqa: E731
-        plans.append(PartPlan(part, cut(missing, size), cut(kept, RECORD_TOKENS)))
+        missing, cached = rows[~present[rows]].tolist(), rows[present[rows]].tolist()
+        plans.append(PartPlan(part, cut(missing, size), cut(cached, RECORD_TOKENS)))
     return plans
+
+
+def cut(rows: list[int], size: int) -> list[list[int]]:
+    """Rows in lists of at most `size`."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Activations]:
@@ -118,7 +147,7 @@ def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Activations]:
         torch.cuda.empty_cache()
         half = math.ceil(max(map(len, plan[done:])) / 2)
         print(f"the GPU is out of memory: going on with {half} samples at once", file=sys.stderr)
-        plan = [rows[i : i + half] for rows in plan[done:] for i in range(0, len(rows), half)]
+        plan = [part for rows in plan[done:] for part in cut(rows, half)]
 
 
 def in_halves(compute: Callable, chosen: Tensor) -> list:
@@ -133,7 +162,7 @@ def in_halves(compute: Callable, chosen: Tensor) -> list:
     return in_halves(compute, chosen[:half]) + in_halves(compute, chosen[half:])
 
 
-def record_batch(work: Work, batch: Activations, saes: list, qualities: Qualities, blocks: list):
+def record_batch(work: Work, batch: Activations, saes: Saes, qualities: Qualities, blocks: Blocks):
     """Add a batch's features to `blocks`, and the tokens of its held-out samples to the scores."""
     judged = torch.from_numpy(work.judged()[np.asarray(batch.rows)]).to(batch.mask.device)
     pooling, chosen = Pooling(batch), batch.real_tokens(judged)
@@ -148,15 +177,15 @@ def record_batch(work: Work, batch: Activations, saes: list, qualities: Qualitie
                 )
 
 
-def record_kept(
-    work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], rows: list[int], saes: list, blocks: list
+def record_cached(
+    work: Work, tokens: dict[int, Float[Tensor, "row d_in"]], rows: list[int], saes: Saes, blocks: Blocks
 ):
-    """Add the features of rows whose recorded tokens were kept to `blocks`."""
+    """Add the features of rows that were in the token cache to `blocks`."""
     for layer, found in tokens.items():
         refuse_row(work, layer, rows, ~found.isfinite().all(1))
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
-            own, activation = tokens[layer].to(work.stream.device), job.settings.activation
+            own, activation = tokens[layer].to(work.stream.encoder.device), job.settings.activation
             blocks[number][layer] += in_halves(partial(codes, sae=sae, activation=activation), own)
 
 
@@ -235,13 +264,45 @@ def evaluate(
     in_halves(add, chosen)
 
 
-def write_parts(work: Work, blocks: list[dict[int, list]], plan: PartPlan):
+def write_parts(work: Work, blocks: Blocks, plan: PartPlan):
     """Write one part file of every layer of every job."""
     order = plan.order()
     for job, layers in zip(work.jobs, blocks, strict=True):
         for layer, rows in layers.items():
             whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))[order]
             features.write_part(job.folder, f"layer{layer}", plan.part, whole)
+
+
+def save_recording(work: Work, qualities: Qualities, history: History, done: int):
+    """Keep how many parts this process has written, and its scores' sums."""
+    tensors = {
+        f"{number}.{layer}.{name}": tensor
+        for number, one in enumerate(qualities)
+        for layer, quality in one.items()
+        for name, tensor in quality.state.items()
+    }
+    files.write_state(work.state().recording_file(team().rank), work.header(done, history), tensors)
+
+
+def restore_recording(work: Work, qualities: Qualities, history: History) -> int:
+    """The number of parts that a killed process had written; its scores' sums are taken over."""
+    state = files.read_state(work.state().recording_file(team().rank))
+    if state is None:
+        save_recording(work, qualities, history, done=0)
+        return 0
+    header, tensors = state
+    for number, one in enumerate(qualities):
+        for layer, quality in one.items():
+            for name, tensor in quality.state.items():
+                tensor.copy_(tensors[f"{number}.{layer}.{name}"])
+    return header["done"]
+
+
+def drop_training(work: Work):
+    """Remove the checkpoint of the training, once every process can resume its recording without it."""
+    wait_for_all()
+    if team().rank == 0:
+        work.state().training_file.unlink(missing_ok=True)
 
 
 def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:

@@ -1,38 +1,56 @@
-"""What decides a run's numbers besides its encoder and its data."""
+"""What decides a run's numbers besides its encoder, its layers and its data. Nothing here needs torch."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
-
-HELD_OUT = 1000  # samples at most, and a twentieth at most, that never train: FVU, L0 and dead are theirs
+from plumbing.commandline import above_zero, natural, positive
+from plumbing.errors import UserError
 
 
-class Settings(NamedTuple):
-    """What decides a run's numbers besides its encoder and its data; run.json's `training`.
+def setting(default: Any, text: str, **typed: Any) -> Any:
+    """A field with its default, its documentation, and what argparse takes to read it."""
+    return field(default=default, metadata={"help": text, **typed})
 
-    `seed` draws the SAEs' first weights. `data_seed` draws the order of the data and the held-out samples; it is
-    one for all runs of a command, since they share one stream of activations.
+
+@dataclass(frozen=True)
+class Settings:
+    """How the SAEs of a run are trained and recorded; with all of them settled, run.json's `training`.
+
+    The text of each field is its documentation here and its flag's in `--help`.
     """
 
-    layers: list[int]
-    token: str
-    activation: str
-    top_k: int
-    expansion_factor: int
-    batch_size: int
-    epochs: int
-    lr: float | None
-    recipe: str
-    precision: str
-    seed: int
-    data_seed: int
-    sae: str | None  # where the SAEs come from that are not trained here
+    activation: str = setting("topk", "the codes that are recorded", choices=("topk", "relu"))
+    top_k: int | None = setting(
+        None, "active latents a token; by default 32, 16 for the demo's encoders", type=positive
+    )
+    expansion_factor: int | None = setting(
+        None,
+        "latents for each dimension of the activations; by default 8, 4 for the demo's encoders",
+        type=positive,
+    )
+    batch_size: int = setting(32, "samples in a step, of each process", type=positive)
+    epochs: int = setting(1, "passes over the data", type=positive)
+    lr: float | None = setting(
+        None,
+        "peak learning rate; by default set by the SAE's width and the number of steps",
+        type=above_zero,
+    )
+    recipe: str = setting("ours", "how SAEs are trained", choices=("ours", "original"))
+    precision: str = setting("float32", "of the SAEs' matrix products", choices=("float32", "bfloat16"))
+    seed: int = setting(0, "of the SAEs' first weights", type=natural)
+    data_seed: int | None = setting(
+        None,
+        "of the data's order and of the held-out samples, one for all runs of a command; by default the first seed",
+        type=natural,
+    )
+
+    def __post_init__(self):
+        for one in fields(self):
+            value, choices = getattr(self, one.name), one.metadata.get("choices")
+            if choices and value not in choices:
+                raise UserError(f"{one.name} {value!r} is unknown; it is one of {', '.join(choices)}")
+            if value is not None and "type" in one.metadata:
+                one.metadata["type"](str(value))
 
 
-def held_out_rows(n_samples: int, data_seed: int) -> Bool[np.ndarray, " sample"]:
-    """Which samples never train. The same for every encoder on the same data; none where there are under 20."""
-    held_out = np.zeros(n_samples, dtype=bool)
-    chosen = np.random.default_rng(data_seed).permutation(n_samples)[: min(HELD_OUT, n_samples // 20)]
-    held_out[chosen] = True
-    return held_out
+FLAGS = {f"--{one.name}": {"default": one.default, **one.metadata} for one in fields(Settings)}

@@ -43,6 +43,17 @@ class Unfinished:
     def __init__(self, folder: Path):
         self.folder, self.file = folder, folder / features.UNFINISHED
         self.lock_file = folder / LOCK
+        self.training_file = folder / "unfinished-training.safetensors"  # the state of a command's training
+        self.tokens_file = folder / "unfinished-tokens.bin"  # what training keeps for the recording
+
+    def recording_file(self, rank: int) -> Path:
+        """Where a process keeps how far its recording is."""
+        return self.folder / f"unfinished-recording-{rank}.safetensors"
+
+    def seconds(self) -> float:
+        """How long the command had been at work when it last kept its state."""
+        headers = [files.read_header(file) for file in (self.recording_file(0), self.training_file)]
+        return next((header["seconds"] for header in headers if header), 0.0)
 
     def mark(self) -> dict[str, Any] | None:
         """The settings of the command that owns the folder; None where there is no mark."""

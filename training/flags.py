@@ -1,0 +1,209 @@
+"""The flags of the two train scripts, and the nouns that they name: an encoder, a data set, runs and their settings."""
+
+import argparse
+import difflib
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import data
+import features
+import wrappedmodels
+from encoders.row import Row
+from plumbing.commandline import Flags, Parser, above_zero, add_flags, chosen, layer, natural
+from plumbing.errors import UserError
+from training import settings
+from training.resume import check_names
+from training.settings import Settings
+
+Rows = Mapping[str, Row]
+
+LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
+    "--random_weights": {
+        "type": natural,
+        "metavar": "SEED",
+        "help": "draw the encoder's weights: a control",
+    },
+    "--token": {"choices": ("own", "first", "mean"), "default": "own", "help": "which token is recorded"},
+    "--blocks": {"metavar": "PATH", "help": "the modules to hook, where they are not found alone"},
+}
+
+RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
+    "--sae": {"metavar": "DIR", "help": "record with these SAEs (SAELens' layout), train none"},
+    "--checkpoint_every": {
+        "type": above_zero,
+        "default": 60.0,
+        "metavar": "SECONDS",
+        "help": "how often to keep what a killed run resumes from; less often where writing it is slow",
+    },
+    "--overwrite": {"action": "store_true", "help": "replace a run of that name"},
+    "--workers": {"type": natural, "default": 0, "help": "processes that read and decode items"},
+}
+
+
+def run(
+    argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str
+) -> list[features.Run]:
+    """A train script from its flags to its tables; returns its runs. `rows`: the encoders that it takes.
+
+    What can be said without torch, which takes seconds to import, is said first.
+    """
+    arguments = parse(argv, description, script, rows, default_model)
+    if arguments.runname:
+        check_names(variants_of(arguments, arguments.runname), arguments.sae, arguments.overwrite)
+    pairs = data.open_pairs(**chosen(arguments, data.FLAGS))
+    name = arguments.runname or default_name(
+        arguments.model, arguments.checkpoint, arguments.random_weights, pairs.name
+    )
+    variants = variants_of(arguments, name)
+    check_names(variants, arguments.sae, arguments.overwrite)
+
+    from plumbing.processes import own_device
+    from training import experiment, manifest
+
+    started = time.monotonic()
+    options = chosen(arguments, LOAD_FLAGS) | {"device": own_device(arguments.device)}
+    with experiment.in_one_line(arguments.batch_size, arguments.overwrite):
+        encoder = wrappedmodels.load(arguments.model, arguments.checkpoint, **options)
+        layers = asked_layers(arguments.layers, arguments.sae)
+        options = chosen(arguments, RUN_FLAGS) | {"command": arguments.command, "started": started}
+        runs = experiment.train_all(encoder, pairs, variants, layers, **options)
+    for one in runs:
+        print(manifest.table(one))
+    return runs
+
+
+def parse(argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str):
+    """The command line, whose `command` is what was typed, `script` first; `model`, `checkpoint`, `dataset` settled."""
+    parser = Parser(description, script)
+    add_encoder_flags(parser, rows)
+    add_flags(parser, data.FLAGS)
+    add_settings(parser)
+    parser.add_argument(
+        "--runname", help="the run's folder in sae_features/; by default encoder and data set"
+    )
+    add_flags(parser, RUN_FLAGS)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(words)
+    arguments.command = [script, *words]
+    choose_encoder(arguments, rows, default_model)
+    if arguments.sae and (len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor):
+        raise UserError(
+            "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
+        )
+    if arguments.sae and not Path(arguments.sae).is_dir():
+        raise UserError(f"--sae {arguments.sae} is no folder: name one in SAELens' layout, or one of several")
+    asked_layers(arguments.layers, arguments.sae)
+    arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
+    return arguments
+
+
+def add_encoder_flags(parser: Parser, rows: Rows):
+    """Which encoder and which of its layers."""
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"the kind of encoder: {', '.join(rows)}; by default the demo's CLIP"
+    )
+    parser.add_argument(
+        "--checkpoint", help="its weights: a hub name or a folder; by default the model's own"
+    )
+    for flag in sorted({row.flag for row in rows.values()} - {"--checkpoint", ""}):
+        parser.add_argument(flag, metavar="CHECKPOINT", help="another spelling of --checkpoint")
+    add_flags(parser, LOAD_FLAGS)
+    parser.add_argument(
+        "--layers",
+        type=layer,
+        nargs="+",
+        metavar="N",
+        help="the blocks to hook, -1 being the last, or all; by default the last only (with --sae: all there are)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; by default a GPU where there is one")
+
+
+def add_settings(parser: Parser):
+    """The fields of `Settings`, of which --top_k and --seeds take several values: a run for each."""
+    for flag, options in settings.FLAGS.items():
+        text = f"{options['help']}; several: a run for each"
+        if flag == "--seed":
+            parser.add_argument(
+                "--seeds", flag, nargs="+", **options | {"default": [options["default"]], "help": text}
+            )
+        elif flag == "--top_k":
+            parser.add_argument(flag, nargs="+", **options | {"help": text})
+        else:
+            parser.add_argument(flag, **options)
+
+
+def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str):
+    """Fill in `model` and `checkpoint` from whichever of the flags was typed; the result is in `arguments`."""
+    flags = {row.flag.removeprefix("--") for row in rows.values()} - {"checkpoint", ""}
+    typed = {flag: value for flag in sorted(flags) if (value := getattr(arguments, flag)) is not None}
+    if len(typed) + (arguments.checkpoint is not None) > 1:
+        raise UserError(f"one encoder a run: give --checkpoint or --{next(iter(typed))}, not several of them")
+    flag, value = next(iter(typed.items()), (None, arguments.checkpoint))
+    if arguments.model is None:
+        fitting = [name for name, row in rows.items() if flag and row.flag == f"--{flag}"]
+        fitting += [name for name, row in rows.items() if value in row.checkpoints]
+        if value and not fitting:
+            raise UserError(
+                f"--checkpoint {value!r} could be any kind of encoder: add --model, one of {', '.join(rows)}"
+            )
+        arguments.model = fitting[0] if fitting else default_model
+    if arguments.model not in rows:
+        raise UserError(f"--model {arguments.model!r} is unknown here; type {likely(arguments.model, rows)}")
+    own = rows[arguments.model].flag
+    if flag and own != f"--{flag}":
+        raise UserError(f"--{flag} does not go with --model {arguments.model}: type {own} or --checkpoint")
+    arguments.checkpoint = value
+
+
+def likely(name: str, known: Iterable[str]) -> str:
+    """The known names that a mistyped one is close to, or else all."""
+    close = difflib.get_close_matches(name, known, 3, 0.8)
+    return " or ".join(close) or f"one of {', '.join(known)}"
+
+
+def asked_layers(typed: list[int | str] | None, sae: str | None) -> list[int] | None:
+    """The layers that --layers asks for, None being all: by default the last, with --sae all there are."""
+    if typed and "all" in typed and len(typed) > 1:
+        raise UserError("--layers all is all of them: leave the numbers out, or all")
+    if typed is None:
+        return None if sae else [-1]
+    return None if "all" in typed else [int(number) for number in typed]
+
+
+def variants_of(arguments: argparse.Namespace, name: str) -> dict[str, Settings]:
+    """The settings of each run by its name."""
+    typed = {one.name: getattr(arguments, one.name) for one in fields(Settings) if one.name != "seed"}
+    return name_variants(name, Settings(**typed | {"top_k": None}), arguments.top_k, arguments.seeds)
+
+
+def name_variants(
+    name: str, base: Settings, top_ks: list[int] | None, seeds: list[int]
+) -> dict[str, Settings]:
+    """`base` with each k and each seed, which the names end with where there are several; one stream serves all."""
+    data_seed = seeds[0] if base.data_seed is None else base.data_seed
+    ks = top_ks or [None]
+    return {
+        name + f"_k{k}" * (len(ks) > 1) + f"_seed{seed}" * (len(seeds) > 1): replace(
+            base, top_k=k, seed=seed, data_seed=data_seed
+        )
+        for seed in seeds
+        for k in ks
+    }
+
+
+def default_name(model: str, checkpoint: str | None, random_weights: int | None, dataset: str) -> str:
+    """The encoder and the data set: `clipvision_coco`, `clipvision-vit-b-32-quickgelu_coco`, `clipvision_demo`."""
+    name = model.lower()
+    if dataset == "demo":
+        name = name.removeprefix("demo")
+    if checkpoint not in (None, wrappedmodels.REGISTRY[model].checkpoint):
+        words = checkpoint.lower().split(":")[-1]
+        name += "-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
+    if random_weights is not None:
+        name += f"-random{random_weights}"
+    dataset = re.sub(r"[^\w.+-]+", "-", dataset).strip("-")  # a folder's name may hold spaces
+    return f"{name}_{dataset}"
