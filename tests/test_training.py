@@ -242,11 +242,11 @@ def test_the_last_layer_is_the_default_and_numbers_are_stored_resolved(train, ty
         assert config["metadata"]["hook_name"] == f"Small.layer{layer}"
 
 
-def test_fewer_than_twenty_samples_are_all_trained_on_and_said_so(train, capsys):
+def test_fewer_than_twenty_samples_are_all_trained_on_and_said_so(train):
     (run,) = train(pairs=SmallPairs(5))
     assert run.manifest["held_out"] is False
     assert run.manifest["evaluated_samples"] == 5
-    assert "which it was trained on too" in capsys.readouterr().out
+    assert "which it was trained on too" in manifest.table(run)
 
 
 def test_one_sample_is_enough(train):
@@ -354,7 +354,7 @@ class SinkEncoder(SmallEncoder):
         return found._replace(layers=tokens, mask=repeat(found.mask))
 
 
-def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, capsys):
+def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train):
     (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
     encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
     rows = np.flatnonzero(fit.held_out_rows(300, 0))
@@ -367,13 +367,13 @@ def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train, 
     assert run.manifest["fvu"]["layer2"] < 0.1 < run.manifest["fvu_recorded"]["layer2"]
     share = run.manifest["half_variance_tokens"]["layer2"]
     assert share == pytest.approx(0.5 / 13, rel=0.2)  # one token of 13 holds all but a thousandth
-    assert f"layer2: {share:.2%} of the tokens hold half of the variance" in capsys.readouterr().out
+    assert f"layer2: {share:.2%} of the tokens hold half of the variance" in manifest.table(run)
 
 
-def test_tokens_that_are_alike_in_size_are_not_warned_of(train, capsys):
+def test_tokens_that_are_alike_in_size_are_not_warned_of(train):
     (run,) = train(layers=[2])
     assert quality.FEW < run.manifest["half_variance_tokens"]["layer2"] <= 0.5
-    assert "hold half" not in capsys.readouterr().out
+    assert "hold half" not in manifest.table(run)
 
 
 def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
