@@ -125,24 +125,21 @@ def restore(folder: Path, number: int, synced: Path):
 
 def train(rank: int, overwrite: bool = False):
     """Two runs of two layers from one stream, recorded in three parts."""
-    from small_world import SmallPairs, arguments
-
-    from training import experiment
+    import small_world
 
     words = {"layers": [0, 2], "seeds": [0, 1], "batch_size": 8, "epochs": 2}
-    experiment.run(arguments(pairs=SmallPairs(24), **words, overwrite=overwrite))
+    small_world.train(pairs=small_world.SmallPairs(24), overwrite=overwrite, **words)
 
 
 def train_two(rank: int):
     """One process of two."""
-    from small_world import SmallPairs, arguments
+    import small_world
 
     from plumbing import processes
-    from training import experiment
 
     processes.team.cache_clear()  # of the process that this one was forked from
     os.environ.update(GROUP, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
-    experiment.run(arguments(pairs=SmallPairs(24), layers=[0], batch_size=6))
+    small_world.train(pairs=small_world.SmallPairs(24), layers=[0], batch_size=6)
 
 
 def overwrite(rank: int):
@@ -228,17 +225,14 @@ def prepare_process():
     """Settle what is the same in all processes, which are forks of this one: one thread, and a checkpoint a step."""
     import torch
     import tqdm
-    from small_world import SmallEncoder
 
     import features
-    import wrappedmodels
     from plumbing import files
     from training import manifest, resume
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
     features.PART_ROWS = 9
-    wrappedmodels.load = lambda *args, **kwargs: SmallEncoder()
     resume.Clock.is_due = lambda self: True
     manifest.draw_curve = lambda file, *rest: files.write_text(file, "a curve")
 
