@@ -199,8 +199,9 @@ def modalities(model: Any) -> list[str]:
     ]
     if towers and getattr(config, "text_config", None):
         return towers if towers == ["HFVision", "HFText"] else ["HFText"]
+    said = model.main_input_name if isinstance(model.main_input_name, list) else [model.main_input_name]
     reads = {"pixel_values": "HFVision", "input_ids": "HFText"}
-    return [reads[model.main_input_name]] if model.main_input_name in reads else []
+    return [reads[name] for name in said[:1] if name in reads]  # OneFormer lists a picture and its task
 
 
 def of_transformers(kind: str, say: Any):

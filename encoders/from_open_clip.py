@@ -4,7 +4,7 @@ import difflib
 import functools
 import html
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import open_clip
 import torch
@@ -23,6 +23,10 @@ from encoders.wrapper import Parts
 from plumbing.errors import UserError
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "caption token"]]
+
+Tower = (
+    Any  # a module of open_clip's: torch says of any attribute of a module that it is a tensor or a module
+)
 
 
 def open_clip_name(name: str) -> tuple[str, str, str]:
@@ -59,7 +63,7 @@ def pretrained_tag(name: str, model: str, tag: str) -> str:
     raise UserError(f"{name!r} does not say which weights to take; choose one of {choices}")
 
 
-def load(name: str, seed: int | None) -> tuple[nn.Module, Callable[[], Tokenizer]]:
+def load(name: str, seed: int | None) -> tuple[Tower, Callable[[], Tokenizer]]:
     """Build an open_clip model in single precision; also what makes its tokenizer."""
     model, tag, repository = open_clip_name(name)
     options = dict(open_clip.get_pretrained_cfg(model, tag)) if tag else {}
@@ -83,7 +87,7 @@ def image(name: str, row: Row, seed: int | None) -> Parts:
     model, _ = load(name, seed)
     keep_only(model, "visual")
     visual = model.visual
-    transform = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
+    transform: Any = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
     layout = image_layout(visual)
     check_token(name, row, layout["token"])
     return Parts(
@@ -101,7 +105,7 @@ def keep_only(model: nn.Module, child: str):
         delattr(model, name)
 
 
-def image_layout(visual: nn.Module) -> Layout:
+def image_layout(visual: Tower) -> Layout:
     """Where an open_clip image tower has its blocks, and what it pools."""
     if hasattr(visual, "trunk"):
         return timm_layout(visual.trunk, "visual.trunk.")
@@ -143,14 +147,14 @@ def text(name: str, row: Row, seed: int | None) -> Parts:
     return Parts(model, preprocess=functools.partial(token_ids, tokenize), **reading)
 
 
-def of_transformers(tower: nn.Module) -> Reading:
+def of_transformers(tower: Tower) -> Reading:
     """A text tower that is a model of transformers behind a pooler of open_clip's."""
     cls = type(tower.pooler).__name__.startswith("Cls")
     mask = functools.partial(words, tower.config.pad_token_id)
     return Reading(mask=mask, token="cls" if cls else "mean", blocks=hf_blocks(tower.transformer))
 
 
-def of_open_clip(tower: nn.Module) -> Reading:
+def of_open_clip(tower: Tower) -> Reading:
     """A text tower of open_clip's own; a causal one is run no further than the longest caption's end."""
     found = Reading(blocks="transformer.resblocks")
     pool = getattr(tower, "text_pool_type", None) or tower.pool_type
@@ -193,7 +197,7 @@ def up_to_end_of_text(end: int | None, batch: Inputs) -> Bool[Tensor, "sample to
     return torch.arange(ids.shape[1], device=ids.device) <= end_of_text(ids, end)[:, None]
 
 
-def causal_text(tower: nn.Module, ids: Int[Tensor, "sample token"]) -> Tensor:
+def causal_text(tower: Tower, ids: Int[Tensor, "sample token"]) -> Tensor:
     """CLIP's text blocks on captions shorter than the context, which open_clip's own forward refuses."""
     n_tokens = ids.shape[1]
     embedded = tower.token_embedding(ids) + tower.positional_embedding[:n_tokens]

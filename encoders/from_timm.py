@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import timm
 from timm.data import create_transform, resolve_model_data_config
@@ -31,7 +31,8 @@ def image(name: str, row: Row, seed: int | None) -> Parts:
     """An image encoder of timm."""
     source, repository = timm_name(name)
     tower = from_hub(functools.partial(timm.create_model, source, pretrained=seed is None), name, repository)
-    transform = create_transform(**resolve_model_data_config(tower), is_training=False)
+    options: dict[str, Any] = resolve_model_data_config(tower)
+    transform: Any = create_transform(**options, is_training=False)
     return Parts(
         tower,
         lambda batch: tower(batch["pixel_values"]),

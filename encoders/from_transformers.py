@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -12,10 +13,10 @@ from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
     BaseImageProcessor,
+    ClapFeatureExtractor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SequenceFeatureExtractor,
 )
 
 from encoders import tokenizers
@@ -91,7 +92,7 @@ def patch_mask(batch: Inputs) -> Bool[Tensor, "sample token"] | None:
     return None if mask is None else mask.bool()
 
 
-def unmasked(tower: PreTrainedModel, batch: Inputs) -> object:
+def unmasked(tower: Any, batch: Inputs) -> object:
     """A masked autoencoder on whole pictures, their patches in order: left alone it drops three in four."""
     tower.config.mask_ratio = 0.0
     order = torch.arange(tower.embeddings.patch_embeddings.num_patches, device=batch["pixel_values"].device)
@@ -154,7 +155,7 @@ def audio(name: str, row: Row, seed: int | None) -> Parts:
     )
 
 
-def heard(extractor: SequenceFeatureExtractor, sound: Sound) -> Inputs:
+def heard(extractor: ClapFeatureExtractor, sound: Sound) -> Inputs:
     """One sound as CLAP's spectrogram of its first ten seconds.
 
     The extractor alone would draw a random stretch of a longer sound, and call a random short one long.

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def items(self, row: int, side: str) -> list[Item]: ...
+    def items(self, row: int, side: str) -> Sequence[Item]: ...
 
 
 def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
@@ -59,11 +59,12 @@ def self_test_on(encoder: WrappedModel, pairs: Rows, layers: list[int]):
 def two_items(encoder: WrappedModel, pairs: Rows) -> list[Item]:
     """Two items of a data set that differ, of captions a short and a long one; their words must be known."""
     items = first_items(encoder.modality, pairs)
-    if encoder.modality == "text":
-        check_words(encoder, items)
-        items = sorted(dict.fromkeys(items), key=len)
-        items = items[:1] + items[1:][-1:]
-    return items
+    captions = [item for item in items if isinstance(item, str)]
+    if not captions:
+        return items
+    check_words(encoder, captions)
+    captions = sorted(dict.fromkeys(captions), key=len)
+    return [*captions[:1], *captions[1:][-1:]]
 
 
 def first_items(modality: str, pairs: Rows) -> list[Item]:
@@ -77,7 +78,9 @@ def first_items(modality: str, pairs: Rows) -> list[Item]:
 
 def alike(one: Item, other: Item) -> bool:
     """Whether two pictures, or two sounds, are the same."""
-    return np.array_equal(one[0], other[0]) if isinstance(one, tuple) else one == other
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return np.array_equal(one[0], other[0])
+    return one == other
 
 
 def check_words(encoder: WrappedModel, captions: list[str]):
@@ -145,8 +148,12 @@ def first_input(encoder: WrappedModel, batch: Inputs) -> Float[Tensor, "sample t
 
 
 def opposite(item: Item) -> Item:
-    """A caption backwards; a picture's negative: no part of it is the same."""
-    return item[::-1] if isinstance(item, str) else ImageOps.invert(item.convert("RGB"))
+    """A caption backwards, a picture's or a sound's negative: no part of it is the same."""
+    if isinstance(item, str):
+        return item[::-1]
+    if isinstance(item, tuple):
+        return -item[0], item[1]
+    return ImageOps.invert(item.convert("RGB"))
 
 
 def recorded(found: Activations, layer: int) -> Float[Tensor, "sample d_in"]:

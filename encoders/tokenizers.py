@@ -1,5 +1,7 @@
 """Tokenizers of transformers: captions to token ids, and whether a tokenizer knows their words."""
 
+from typing import Any
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,12 +24,10 @@ def load(name: str) -> PreTrainedTokenizerBase:
     reads all captions alike.
     """
     refuse_pointers(name, ("*.json", "*.txt"))
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
     try:
         tokenizer("a 猫 [qzx]")
-    except (
-        Exception
-    ) as error:  # tokenizers raises nothing more special, of a vocabulary without its unknown word
+    except Exception as error:  # tokenizers raises nothing more special where a vocabulary lacks <unk>
         raise ValueError(f"its tokenizer reads no caption: {first_line(error)}") from error
     if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
         raise FileNotFoundError(f"the tokenizer of {name} has no vocabulary")

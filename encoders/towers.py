@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import transformers
@@ -100,9 +100,10 @@ def trained_model(
 
     Only some families can load a tower alone: the others, CLAP and LLaVA among them, would draw it at random.
     """
-    options = dict(dtype=torch.float32, output_loading_info=True)
+    options: dict[str, Any] = dict(dtype=torch.float32, output_loading_info=True)
     if found := bare_class(part):
-        model, report = found.from_pretrained(name, config=part, **options)
+        loaded: Any = found.from_pretrained(name, config=part, **options)
+        model, report = loaded
         if part is config or not report["missing_keys"]:
             return model, lacking(model, report["missing_keys"])
     whole, report = AutoModel.from_pretrained(name, config=config, **options)
@@ -125,7 +126,7 @@ def lacking(model: PreTrainedModel, missing: set[str]) -> dict[str, nn.Parameter
     return found
 
 
-def submodel(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+def submodel(model: PreTrainedModel, config: PreTrainedConfig) -> Any:
     """The outermost module that is built from a configuration of this type."""
     for module in model.modules():
         if type(getattr(module, "config", None)) is type(config):

@@ -76,7 +76,7 @@ class Parts(NamedTuple):
 
 def first_token(mask: Bool[Tensor, "sample token"]) -> Int[Tensor, " sample"]:
     """Position 0: the CLS token where there is one."""
-    return mask.new_zeros(len(mask), dtype=int)
+    return mask.new_zeros(len(mask), dtype=torch.long)
 
 
 def last_token(mask: Bool[Tensor, "sample token"]) -> Int[Tensor, " sample"]:
@@ -183,7 +183,7 @@ class WrappedModel:
     def training_mask(self, batch: Inputs, tokens: Tensor) -> Bool[Tensor, "sample token"]:
         """Which tokens an SAE is trained on: neither padding nor registers."""
         mask = self.parts.mask(batch)
-        mask = tokens.new_ones(tokens.shape[:2], dtype=bool) if mask is None else mask
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         mask[:, self.parts.registers] = False
         return mask
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def train_vit(data: Training, recipe: Recipe, folder: Path):
     ViTImageProcessor(size=size, image_mean=[MEAN] * 3, image_std=[STD] * 3).save_pretrained(folder)
 
 
-def sizes() -> dict[str, float]:
+def sizes() -> dict[str, Any]:
     """What the configurations of transformers have in common."""
     return {
         "hidden_size": WIDTH,
@@ -144,7 +145,9 @@ class ProjectionHead(nn.Module):
 class Student(nn.Module):
     """The encoder and its projection head."""
 
-    def __init__(self, model: nn.Module):
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model, self.head = model, ProjectionHead()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def probe(name: str, folder: Path, fit: int = 3_000, test: int = 1_000) -> dict[
     return {"clip image": probe_groups(image, fit) | found, "clip text": probe_groups(text, fit) | found}
 
 
-def load_clip(folder: Path):
+def load_clip(folder: Path) -> tuple[Any, Any, Any]:
     """The model in evaluation mode, its picture transform, and its tokenizer."""
     import open_clip
 
@@ -63,7 +64,7 @@ def first_token(name: str, folder: Path, rows: Sequence[int]) -> Float[np.ndarra
         return last_block(model.visual.transformer.resblocks, lambda: model.visual(batch))[:, 0].numpy()
     model = AutoModel.from_pretrained(folder).eval()
     if name == "bert":
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         batch = tokenizer([scenes.captions(row)[0] for row in rows], padding=True, return_tensors="pt")
     else:
         processor = AutoImageProcessor.from_pretrained(folder)

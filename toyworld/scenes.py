@@ -211,7 +211,7 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray, radius: int) -> np.ndarray
         return (2 * abs(x) <= y + radius) & (5 * y <= 4 * radius)
     # A point lies in a five-pointed star where at most one of the star's five lines has it on the outer side.
     tips = ((0, -1000), (951, -309), (588, 809), (-588, 809), (-951, -309))
-    return sum(x * across + y * along > 309 * radius for across, along in tips) <= 1
+    return np.sum([x * across + y * along > 309 * radius for across, along in tips], axis=0) <= 1
 
 
 def captions(row: int, seed: int = SEED) -> list[str]:
@@ -228,7 +228,9 @@ def described(row: int, seed: int = SEED) -> list[Caption]:
 
 def _caption(shown: Scene, dice: Dice) -> Caption:
     style = dice.pick(list(STYLES))
-    text, relation = _pair(shown, dice) if len(shown.things) == 2 else (_list(shown, dice), None)
+    if shown.arrangement is None:
+        return Caption(STYLES[style] + _list(shown, dice), style, None)
+    text, relation = _pair(shown.things, shown.arrangement, dice)
     return Caption(STYLES[style] + text, style, relation)
 
 
@@ -241,12 +243,12 @@ def _list(shown: Scene, dice: Dice) -> str:
     return f"three things: {first}, {second} and {third}"
 
 
-def _pair(shown: Scene, dice: Dice) -> tuple[str, str]:
-    relation = dice.pick(ARRANGEMENTS[shown.arrangement])
-    things = shown.things if relation in ("above", "left of") else shown.things[::-1]
-    first, second = (_name(thing, dice) for thing in things)
-    row, column = shown.things[0].position.split()
-    where = f"at the {row}" if shown.arrangement == "side by side" else f"on the {column}"
+def _pair(things: tuple[Thing, ...], arrangement: str, dice: Dice) -> tuple[str, str]:
+    relation = dice.pick(ARRANGEMENTS[arrangement])
+    ordered = things if relation in ("above", "left of") else things[::-1]
+    first, second = (_name(thing, dice) for thing in ordered)
+    row, column = things[0].position.split()
+    where = f"at the {row}" if arrangement == "side by side" else f"on the {column}"
     return f"{first} {dice.pick(RELATIONS[relation])} {second} {where}", relation
 
 
