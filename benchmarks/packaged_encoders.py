@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plumbing.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from plumbing.commandline import Parser, positive, script
+from plumbing.errors import UserError
 
 CROP = 224
 DINO_NAMES = {  # of the ONNX file's exporter: those of transformers 5

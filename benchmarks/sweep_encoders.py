@@ -19,10 +19,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from plumbing.errors import UserError
-
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+sys.path.insert(0, str(REPOSITORY))
+
+from plumbing.errors import UserError
 
 SECONDS = 120
 RIGHT, REFUSED, UNBUILT, WRONG = "right", "refused", "cannot be built tiny", "WRONG"

@@ -448,6 +448,25 @@ def test_another_familys_checkpoint_names_the_row_that_takes_it():
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (["input_ids", "pixel_values"], "reads input_ids, so it is no encoder of images"),
+        (["pixel_values", "task_inputs"], ""),  # as OneFormer has it
+        ("pixel_values", ""),
+    ],
+)
+def test_a_model_may_say_that_it_reads_several_inputs(said, line, monkeypatch):
+    from transformers import ViTModel
+
+    monkeypatch.setattr(ViTModel, "main_input_name", said)
+    checkpoint = "google/vit-base-patch16-224"
+    if line:
+        assert complaint("ViT", checkpoint) == f"{checkpoint!r} {line}"
+    else:
+        assert load("ViT", checkpoint).n_layers == 2
+
+
 def test_a_name_that_is_not_cached_says_how_to_fetch_it():
     message = complaint("ViT", "google/vit-huge-patch14-224-in21k")
     assert message == (
