@@ -163,21 +163,14 @@ def open_pairs(
     _require_known(kind, given)
     opened = writable(OPENERS[kind](location or data_root, **given))
     _require_unique(opened.samples)
-    source: dict[str, Any] = {
-        "dataset": dataset,
-        "data_root": opened.data_root,
-        "limit": limit,
-        "caption": caption,
-    }
-    source |= given
     samples = opened.samples[:limit]
-    if skip_unreadable or unreadable is not None:
-        if unreadable is None:
-            unreadable = find_unreadable(opened, samples)
-            _say_left_out(opened.name, unreadable)
-        source["unreadable"] = unreadable
-    else:
+    if unreadable is None and skip_unreadable:
+        unreadable = find_unreadable(opened, samples)
+        _say_left_out(opened.name, unreadable)
+    if unreadable is None:
         _require_present(opened, samples)
+    source: dict[str, Any] = dict(dataset=dataset, data_root=opened.data_root, limit=limit, caption=caption)
+    source |= given | ({} if unreadable is None else {"unreadable": unreadable})
     samples = _chosen(samples, unreadable or [], caption)
     if not samples:
         raise UserError(f"data set {dataset!r} at {opened.data_root} holds no readable file with a caption")
