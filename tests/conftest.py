@@ -11,10 +11,9 @@ import pytest
 from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
-MODULES = (
-    "wrappedmodels sae data names features correlation scores comparison activations quality trainer training"
+install_import_hook(
+    ["wrappedmodels", "sae", "data", "features", "training", "comparing"], "beartype.beartype"
 )
-install_import_hook(MODULES.split(), "beartype.beartype")
 
 
 @pytest.fixture
