@@ -46,6 +46,16 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
         assert "no run named" in capsys.readouterr().err
 
 
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(snippet.replace("compare(run, other)", "score = compare(run, other)"), names)
+    assert (names["run"].layers, names["run"].n_samples) == (["layer2"], 300)
+    assert names["run"].manifest["sae"]["layer2"]["k"] == 16
+    assert names["score"].value > names["score"].floor
+
+
 def test_every_file_of_the_tree_is_there_and_every_file_is_in_the_tree():
     tree = re.search(r"## What is here\n\n```\n(.*?)```", README, re.S)[1]
     named = set(re.findall(r"[\w/]+\.py|^\w+/", tree, re.M))

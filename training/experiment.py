@@ -104,6 +104,7 @@ def prepare(
     for field in SHARED:
         if len({getattr(job.settings, field) for job in jobs}) > 1:
             raise UserError(f"runs that are trained together need the same {field}: train them one by one")
+    assert first.data_seed is not None  # it is settled
     held_out = held_out_rows(len(stream.pairs), first.data_seed)
     work = Work(stream, jobs, held_out, sae, started)
     if not sae and (n_training := int((~held_out).sum())) < team().world:

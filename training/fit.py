@@ -118,6 +118,7 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
     Of several processes each takes its share of a batch, and a last batch too small to share is left out.
     """
     size = settings.batch_size * team().world
+    assert settings.data_seed is not None  # it is settled
     random = np.random.default_rng([settings.data_seed, 1])
     rows = np.flatnonzero(~held_out)
     plan = []
@@ -152,6 +153,8 @@ def make_trainers(
     trainers = {}
     for number, (_, settings) in enumerate(work.jobs):
         for layer, standardizer in standard.items():
+            assert settings.expansion_factor  # it is settled, as k is
+            assert settings.top_k
             d_in, seed = len(standardizer.mean), 1000 * settings.seed + layer
             sae = TopKSAE(d_in, settings.expansion_factor * d_in, settings.top_k, seed)
             sae = sae.to(standardizer.mean.device)

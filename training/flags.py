@@ -124,14 +124,15 @@ def add_encoder_flags(parser: Parser, rows: Rows):
 
 def add_settings(parser: Parser):
     """The fields of `Settings`, of which --top_k and --seeds take several values: a run for each."""
-    for flag, options in settings.FLAGS.items():
+    flags: Flags = settings.FLAGS
+    for flag, options in flags.items():
         text = f"{options['help']}; several: a run for each"
         if flag == "--seed":
             parser.add_argument(
-                "--seeds", flag, nargs="+", **options | {"default": [options["default"]], "help": text}
+                "--seeds", flag, nargs="+", **{**options, "default": [options["default"]], "help": text}
             )
         elif flag == "--top_k":
-            parser.add_argument(flag, nargs="+", **options | {"help": text})
+            parser.add_argument(flag, nargs="+", **{**options, "help": text})
         else:
             parser.add_argument(flag, **options)
 
@@ -200,7 +201,7 @@ def default_name(model: str, checkpoint: str | None, random_weights: int | None,
     name = model.lower()
     if dataset == "demo":
         name = name.removeprefix("demo")
-    if checkpoint not in (None, wrappedmodels.REGISTRY[model].checkpoint):
+    if checkpoint and checkpoint != wrappedmodels.REGISTRY[model].checkpoint:
         words = checkpoint.lower().split(":")[-1]
         name += "-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
     if random_weights is not None:

@@ -90,7 +90,8 @@ def record_part(
         n_rows = len(set(batch.rows))
         missing -= n_rows
         progress.update(n_rows)
-    for rows in plan.cached if cache else ():
+    for rows in plan.cached:
+        assert cache  # or no row would be in it
         record_cached(work, cache.read(rows), rows, saes, blocks)
         progress.update(len(rows))
     write_parts(work, blocks, plan)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from plumbing.commandline import above_zero, natural, positive
+from plumbing.commandline import Flags, above_zero, natural, positive
 from plumbing.errors import UserError
 
 
@@ -53,4 +53,4 @@ class Settings:
                 one.metadata["type"](str(value))
 
 
-FLAGS = {f"--{one.name}": {"default": one.default, **one.metadata} for one in fields(Settings)}
+FLAGS: Flags = {f"--{one.name}": {"default": one.default, **one.metadata} for one in fields(Settings)}

@@ -156,7 +156,7 @@ class LayerTrainer:
         n_tokens = torch.full_like(done.fired[:1], len(z))
         centered = z if self.center is None else z - self.center
         sums = torch.stack([done.loss, done.squared_error, centered.square().sum()])
-        gradients = (parameter.grad for parameter in self.sae.parameters())
+        gradients = (parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None)
         for tensor in (*gradients, done.fired, n_tokens, sums):
             add_up(tensor)
         if self.recipe.unit_norm:
