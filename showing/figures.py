@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from plumbing import files
 BLUE, ORANGE = "#0072B2", "#D55E00"  # which colour-blind readers tell apart (Okabe and Ito)
 
 
-def plot_sharedness(file: Path, shared: Sharedness, first: np.ndarray):
+def plot_sharedness(file: Path, shared: Sharedness, first: Int[np.ndarray, " place"]):
     """Delta against S of every live feature, the first ones in orange and named where there is room."""
     figure = Figure((8, 5.5), layout="constrained")
     space = figure.subplots()
@@ -36,7 +37,7 @@ def plot_sharedness(file: Path, shared: Sharedness, first: np.ndarray):
     save(figure, file)
 
 
-def name_points(space: Axes, shared: Sharedness, first: np.ndarray):
+def name_points(space: Axes, shared: Sharedness, first: Int[np.ndarray, " place"]):
     """Write the numbers of the first features beside their points, where there is room."""
     space.autoscale_view()
     points = np.column_stack([shared.total[first], shared.delta[first]])
@@ -45,8 +46,8 @@ def name_points(space: Axes, shared: Sharedness, first: np.ndarray):
         space.annotate(name, points[place], (4, 4), textcoords="offset points", fontsize=8)
 
 
-def spread_out(pixels: np.ndarray, apart: tuple[float, float] = (30, 12)) -> list[int]:
-    """Which points [point, x and y], best first, can be named without covering a better one's name."""
+def spread_out(pixels: Float[np.ndarray, "point xy"], apart: tuple[float, float] = (30, 12)) -> list[int]:
+    """Which points, best first, can be named without covering a better one's name."""
     named = []
     for place, point in enumerate(pixels):
         if not (np.abs(pixels[named] - point) < apart).all(axis=1).any():
@@ -85,7 +86,12 @@ def panels(shapes: list[tuple[int, int]]) -> tuple[Figure, list[Axes]]:
 
 
 def heat_map(
-    space: Axes, rows: list[str], columns: list[str], cells: np.ndarray, title: str, highest: float = 1.0
+    space: Axes,
+    rows: list[str],
+    columns: list[str],
+    cells: Float[np.ndarray, "row column"],
+    title: str,
+    highest: float = 1.0,
 ):
     """Numbers on colours from 0 to `highest`, rows from the top; colour-blind readers see cividis alike."""
     colours = colormaps["cividis"].with_extremes(bad="white")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from scipy.sparse import csr_array
 from tqdm import tqdm
@@ -38,11 +39,11 @@ class Cell(NamedTuple):
 
 
 class Highest(NamedTuple):
-    """A feature and the samples on which it is highest, highest first."""
+    """A feature and the up to nine samples on which it is highest, highest first."""
 
     feature: int
-    rows: np.ndarray  # int [up to 9]
-    activations: np.ndarray  # float [up to 9]
+    rows: Int[np.ndarray, " place"]
+    activations: Float[np.ndarray, " place"]
     count: int  # samples on which it is active at all
 
 

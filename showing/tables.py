@@ -3,9 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from comparing.results import Direction, axes, grid, number, plain
 from comparing.sharedness import Sharedness
@@ -41,8 +42,8 @@ def sharedness_columns(shared: Sharedness) -> dict[str, np.ndarray]:
     return {"feature": shared.feature, "Delta": shared.delta, "S": shared.total, **rho}
 
 
-def print_sharedness(shared: Sharedness, first: np.ndarray, n_live: int):
-    """The first live features (those that ever fired), int [feature] their places in `shared`."""
+def print_sharedness(shared: Sharedness, first: Int[np.ndarray, " place"], n_live: int):
+    """The first live features (those that ever fired); `first` holds their places in `shared`."""
     live = f"{n_live} of {len(shared.feature)} features live"
     print(f"{shared.source} {shared.layer}: {live}; the {len(first)} most")
     print(f"shared with    {', '.join(shared.min_group)}\nrather than    {', '.join(shared.max_group)}\n")
@@ -75,7 +76,8 @@ def print_pair(directions: tuple[Direction, ...], metrics: list[str]):
     print_scores(directions, metrics)
     for d in directions:
         print(f"\nwMPPC layer by layer, {d.source} -> {d.target} (rows -> columns)")
-        print_table(d.source_layers, d.target_layers, [[cell.value for cell in row] for row in d.layers])
+        cells = np.array([[cell.value for cell in row] for row in d.layers])
+        print_table(d.source_layers, d.target_layers, cells)
     print(f"\n{FLOOR}")
 
 
@@ -107,7 +109,7 @@ def print_matrix(directions: tuple[Direction, ...], metrics: list[str]):
     print(f"\n{FLOOR}")
 
 
-def print_table(rows: list[str], columns: list[str], cells: Iterable[Sequence[float]]):
+def print_table(rows: list[str], columns: list[str], cells: Float[np.ndarray, "row column"]):
     """A named line a row, the scores in columns."""
     widths = [max(7, len(column) + 2) for column in columns]
     margin = max(map(len, rows))

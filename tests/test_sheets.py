@@ -19,9 +19,7 @@ def test_sheets_hold_small_pictures_and_not_the_photographs(tmp_path, monkeypatc
     run = make_run("clip", {"layer0": codes})
     read, alive = [], []
 
-    class Photographs:
-        samples = data.open_pairs("demo", limit=9).samples
-
+    class Photographs(data.Pairs):
         def image(self, row):
             assert all(photograph() is None for photograph in alive)
             read.append(row)
@@ -29,7 +27,8 @@ def test_sheets_hold_small_pictures_and_not_the_photographs(tmp_path, monkeypatc
             alive.append(weakref.ref(photograph))
             return photograph
 
-    files = sheets.save_sheets(run, "layer0", scipy.sparse.csr_array(codes), [0, 1], Photographs(), tmp_path)
+    pairs = Photographs("photographs", data.open_pairs("demo", limit=9).samples, lambda place: place)
+    files = sheets.save_sheets(run, "layer0", scipy.sparse.csr_array(codes), [0, 1], pairs, tmp_path)
     assert sorted(read) == list(range(9))
     x, y = sheets.GAP + sheets.PICTURE // 2, sheets.TITLE + sheets.PICTURE // 2
     assert [Image.open(file).getpixel((x, y)) for file in files] == [(200, 0, 0)] * 2  # row 8 is the highest
