@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ SAME = 5e-4  # how far a recorded token may move with its batch mates, relative 
 UNKNOWN = 0.5  # the share of unknown tokens above which a tokenizer is not the one of these captions
 
 
+@runtime_checkable
 class Rows(Protocol):
     """What the self-test asks of a data set: how many rows it has, and one of them as an encoder takes it."""
 

@@ -27,7 +27,8 @@ def plot_sharedness(file: Path, shared: Sharedness, first: Int[np.ndarray, " pla
         shared.total[first], shared.delta[first], 22, ORANGE, marker="D", label=f"first {len(first)}"
     )
     space.set_xscale("log")
-    space.set_yscale("symlog", linthresh=max(np.median(np.abs(shared.delta[live])), 1e-9) if len(live) else 1)
+    middle = max(np.median(np.abs(shared.delta[live])), 1e-9) if len(live) else 1.0
+    space.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(middle)))  # a power of ten: labels keep apart
     name_points(space, shared, first)
     space.set_xlabel("S, the feature's summed activation")
     space.set_ylabel("Δ, Comparative Sharedness")

@@ -19,8 +19,8 @@ from features import Run
 from plumbing import files
 from plumbing.errors import UserError
 
-HIGHEST = (3, 3)  # columns and lines of a feature's sheet
-CONTACT = (6, 5)  # of a data set's
+HIGHEST, HIGHEST_COLUMNS = 9, 3  # samples on a feature's sheet
+CONTACT, CONTACT_COLUMNS = 30, 6  # pictures on a data set's
 PICTURE, GAP, LINE = 224, 16, 17  # pixels: a picture's square, the space between cells, a line of text
 CAPTION_LINES, CAPTION_WIDTH = 4, 33  # lines and characters; what does not fit ends in "…"
 TEXT = (CAPTION_LINES + 1) * LINE  # pixels: the text of a cell
@@ -73,7 +73,7 @@ def highest(codes: csr_array, features: list[int]) -> Iterator[Highest]:
     for feature in features:
         start, stop = columns.indptr[feature : feature + 2]
         rows, activations = columns.indices[start:stop], columns.data[start:stop]
-        order = np.argsort(-activations, kind="stable")[: math.prod(HIGHEST)]
+        order = np.argsort(-activations, kind="stable")[:HIGHEST]
         yield Highest(feature, rows[order], activations[order], int(np.count_nonzero(activations)))
 
 
@@ -101,27 +101,24 @@ def save_sheets(
         title = f"{run.name}, {layer.replace('layer', 'layer ')}, feature {found.feature}"
         share = f"active on {found.count:,} of {run.n_samples:,} samples ({found.count / run.n_samples:.2%})"
         saved.append(folder / f"{layer}-feature{found.feature:05d}.png")
-        save(draw(title, share, cells, HIGHEST, text_first), saved[-1])
+        save(draw(title, share, cells, HIGHEST_COLUMNS, text_first), saved[-1])
     return saved
 
 
 def contact_sheet(pairs: Pairs) -> Image.Image:
     """Thirty pictures at equal distances through the rows, with their row numbers and captions."""
     pictured = [row for row, sample in enumerate(pairs.samples) if sample.side == "image"]
-    rows = pictured[:: math.ceil(len(pictured) / math.prod(CONTACT))]
-    cells = [Cell(fitted(pairs.image(row)), "", f"row {row}", pairs.caption(row)) for row in rows]
-    columns = CONTACT[0]
-    return draw(pairs.name, f"{len(pairs):,} rows", cells, (columns, math.ceil(len(cells) / columns)))
+    rows = pictured[:: math.ceil(len(pictured) / CONTACT)]
+    cells = [Cell(fitted(pairs.image(row)), f"row {row}", "", pairs.caption(row)) for row in rows]
+    return draw(pairs.name, f"{len(pairs):,} rows", cells, CONTACT_COLUMNS)
 
 
-def draw(
-    title: str, subtitle: str, cells: list[Cell], shape: tuple[int, int], text_first: bool = False
-) -> Image.Image:
-    """A sheet of `shape` = (columns, lines) cells.
+def draw(title: str, subtitle: str, cells: list[Cell], columns: int, text_first: bool = False) -> Image.Image:
+    """A sheet with so many columns of cells.
 
     `text_first` puts the captions above the pictures: what an encoder of text saw comes first.
     """
-    columns, lines = shape
+    lines = math.ceil(len(cells) / columns)
     width, height = PICTURE + GAP, PICTURE + TEXT + GAP
     sheet = Image.new("RGB", (GAP + columns * width, TITLE + lines * height), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -49,7 +49,7 @@ def test_a_sound_is_shown_by_its_caption_alone(tmp_path, monkeypatch):
 
 def test_a_data_sets_sheet_holds_up_to_thirty_pictures_in_row_order():
     sheet = sheets.contact_sheet(data.open_pairs("demo", limit=61))
-    columns, _ = sheets.CONTACT
+    columns = sheets.CONTACT_COLUMNS
     assert sheet.size == (
         sheets.GAP + columns * (sheets.PICTURE + sheets.GAP),
         sheets.TITLE + 4 * (sheets.PICTURE + sheets.TEXT + sheets.GAP),  # 21 pictures: every third of 61 rows
