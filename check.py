@@ -7,7 +7,8 @@ from pathlib import Path
 
 import data
 from encoders.hub import DINOV2
-from plumbing.commandline import Parser, add_flags, chosen, script
+from plumbing import files
+from plumbing.commandline import Parser, add_flags, chosen, output, picture, script
 from plumbing.errors import UserError
 from showing import checks
 from wrappedmodels import REGISTRY, load
@@ -41,8 +42,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="where to run it")
     parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
     add_flags(parser, data.FLAGS)
-    parser.add_argument("--sheet", metavar="FILE", help="contact sheet (imgs/data_NAME.png)")
-    parser.add_argument("--json", metavar="FILE", help="write what a data set holds there")
+    parser.add_argument(
+        "--sheet", type=picture, metavar="FILE.png", help="contact sheet (imgs/data_NAME.png)"
+    )
+    parser.add_argument("--json", type=output, metavar="FILE", help="write what a data set holds there")
     return parser.parse_args(argv)
 
 
@@ -51,25 +54,25 @@ def open_data(arguments: argparse.Namespace) -> data.Pairs:
     return data.open_pairs(**chosen(arguments, data.FLAGS) | {"skip_unreadable": True})
 
 
-def look_at_data(pairs: data.Pairs, sheet: str | None, report: str | None) -> dict:
+def look_at_data(pairs: data.Pairs, sheet: Path | None, report: Path | None) -> dict:
     """Print what a data set holds, draw its contact sheet, and write a report."""
     held = checks.holdings(pairs)
     document = held._asdict()
     print(checks.holdings_table(held))
     if held.sounds < held.rows:
-        document["contact_sheet"] = draw_sheet(pairs, sheet or f"imgs/data_{pairs.name}.png")
+        document["contact_sheet"] = draw_sheet(pairs, sheet or Path("imgs", f"data_{pairs.name}.png"))
     if report:
-        Path(report).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        files.write_text(report, json.dumps(document, indent=1) + "\n")
     return document
 
 
-def draw_sheet(pairs: data.Pairs, file: str) -> str:
+def draw_sheet(pairs: data.Pairs, file: Path) -> str:
     """Draw a data set's contact sheet and say where it is."""
     from showing import sheets
 
-    sheets.save(sheets.contact_sheet(pairs), Path(file))
+    sheets.save(sheets.contact_sheet(pairs), file)
     print(f"{'contact sheet':<20}{file}")
-    return file
+    return str(file)
 
 
 def try_encoders(arguments: argparse.Namespace, pairs: data.Pairs | None) -> list:

@@ -165,7 +165,10 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def save(sheet: Image.Image, file: Path):
-    """Write a sheet whole or not at all; its folder is made where it is missing."""
+    """Write a sheet whole or not at all, as PNG where its name does not say what; its folder is made if missing."""
+    kind = Image.registered_extensions().get(file.suffix.lower() or ".png")
+    if kind is None:
+        raise UserError(f"{file} is no kind of picture that holds pixels: end it in .png")
     files.make_folder(file.parent)
     with files.replacing(file) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, kind)
