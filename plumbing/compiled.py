@@ -1,6 +1,7 @@
 """numba's compiler, with its cache on disk where one can be written, and a prefetch for compiled loops."""
 
 from collections.abc import Callable
+from typing import Any
 from typing import no_type_check
 
 import numba
@@ -9,7 +10,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 
-def compiled(**options: object) -> Callable[[Callable], Callable]:
+def compiled(**options: Any) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
     Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.

@@ -20,6 +20,7 @@ def threads() -> int:
     """Threads to use: the process's cores, at most NUMBA_NUM_THREADS and OMP_NUM_THREADS."""
     import numba  # here, since `--help` does without
 
+    # pyrefly: ignore[missing-attribute]  # numba sets it when it reads the environment
     return min(numba.config.NUMBA_NUM_THREADS, int(os.environ.get("OMP_NUM_THREADS") or 1 << 16))
 
 

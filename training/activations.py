@@ -56,11 +56,11 @@ class _Examples(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, row: int) -> tuple[int, list[Inputs] | UserError]:
+    def __getitem__(self, index: int) -> tuple[int, list[Inputs] | UserError]:
         try:
-            return row, [self.preprocess(item) for item in self.pairs.items(row, self.modality)]
+            return index, [self.preprocess(item) for item in self.pairs.items(index, self.modality)]
         except UserError as mistake:
-            return row, mistake
+            return index, mistake
 
     def collate(
         self, samples: list[tuple[int, list[Inputs] | UserError]]

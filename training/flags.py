@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import data
 import features
@@ -126,15 +127,15 @@ def add_settings(parser: Parser):
     """The fields of `Settings`, of which --top_k and --seeds take several values: a run for each."""
     flags: Flags = settings.FLAGS
     for flag, options in flags.items():
-        text = f"{options['help']}; several: a run for each"
+        several: dict[str, Any] = {
+            **options,
+            "nargs": "+",
+            "help": f"{options['help']}; several: a run for each",
+        }
         if flag == "--seed":
-            parser.add_argument(
-                "--seeds", flag, nargs="+", **{**options, "default": [options["default"]], "help": text}
-            )
-        elif flag == "--top_k":
-            parser.add_argument(flag, nargs="+", **{**options, "help": text})
+            parser.add_argument("--seeds", flag, **several | {"default": [options["default"]]})
         else:
-            parser.add_argument(flag, **options)
+            parser.add_argument(flag, **(several if flag == "--top_k" else options))
 
 
 def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str):
