@@ -1,8 +1,7 @@
 """numba's compiler, with its cache on disk where one can be written, and a prefetch for compiled loops."""
 
 from collections.abc import Callable
-from typing import Any
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numba
 from llvmlite import ir
