@@ -33,11 +33,12 @@ ENCODERS = {  # run name: the script that records it, the encoder, and further w
     "demo-vit": (train_image.main, "DemoViT"),
     "demo-dino": (train_image.main, "DemoDino"),
     "demo-bert": (train_text.main, "DemoBert"),
-    "demo-random": (train_image.main, "DemoRandomVision"),
+    "demo-random": (train_image.main, "DemoClipVision", "--random_weights", "0"),
 }
 SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
 TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
 RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
+PAIRED = "demo-bert"  # the run that SOURCE is set beside in full
 RETRAINED = Path("data/demo-encoders")  # git ignores it; the weights in toyworld/weights/ stay as they are
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
@@ -73,6 +74,7 @@ def main(argv=None) -> list[Followed]:
         words = [*words, "--checkpoint", str(weights)] if arguments.retrain else words
         call(stage, "--model", model, *words, "--runname", name, *common)
     call(wmppc.main, "--source", *RUNS, "--target", *RUNS, "--plot", "imgs/demo-wmppc.png")
+    call(wmppc.main, "--source", SOURCE, "--target", PAIRED)
     groups = ["--min_group", *TEXTS, "--max_group", *VISION_ONLY]
     followed = follow(call(comp_sharedness.main, "--source", SOURCE, *groups))
     print_followed(followed)

@@ -8,14 +8,19 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import features
-from comparing.results import METRICS, Direction
+from comparing.results import METRICS, Difference, Direction, Folds
 from features import Run
 from plumbing import files
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
-from showing.tables import comparison_csv, comparison_json, print_matrix, print_pair
+from showing import trusted
+from showing.tables import print_matrix, print_pair
+
+if TYPE_CHECKING:
+    from comparing.sides import Options
 
 
 @script
@@ -24,24 +29,32 @@ def main(argv=None) -> tuple[Direction, ...]:
     arguments = parse(argv)
     sources, targets = (chosen_runs(words) for words in (arguments.source, arguments.target))
     runs = {run.name: run for run in (*sources, *targets)}
+    check_shape(arguments, len(sources), len(targets))
     features.check_aligned(list(runs.values()))
 
-    from comparing import comparison
-    from comparing import reader as reader_module
-    from plumbing import processes  # after what can be said without numba
+    from comparing import comparison, contrasts  # after what can be said without numba
+    from comparing.reader import Reader
+    from comparing.sides import Sides
+    from plumbing import processes
 
     one_pair = len(sources) == len(targets) == 1
     arguments.metrics = arguments.metrics or (["wmppc", "mppc"] if one_pair else ["wmppc"])
-    reader = reader_module.Reader(arguments.memory and arguments.memory << 30)
+    reader = Reader(arguments.memory and arguments.memory << 30)
+    sides = Sides(list(runs.values()), reader, options(arguments, sources[0]))
+    extra = None
+    if arguments.difference:
+        extra = contrasts.difference(sources[0], (targets[0], targets[1]), sides)
+    if arguments.folds:
+        extra = contrasts.folded(sources[0], targets[0], arguments.folds, sides)
     found = {}
     for a, b in wanted_pairs(sources, targets):
-        forward, backward = comparison.compared(runs[a], runs[b], arguments.metrics, reader)
+        forward, backward = comparison.with_references(runs[a], runs[b], arguments.metrics, sides)
         found[a, b], found[b, a] = forward, backward
     names = [(a.name, b.name) for a in sources for b in targets]
     both_ways = dict.fromkeys([*names, names[0][::-1]] if one_pair else names)  # of a run and itself: one
     directions = tuple(found[pair] for pair in both_ways)
     if processes.team().rank == 0:
-        report(arguments, sources[0], directions, one_pair)
+        report(arguments, sources[0], directions, one_pair, extra)
     return directions
 
 
@@ -54,14 +67,64 @@ def parse(argv):
     add("--metrics", nargs="+", choices=METRICS, help="scores (default: wmppc, and for one pair mppc too)")
     add("--csv", type=output, metavar="FILE", help="write the scores, a line each")
     add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
-    add("--plot", type=picture, metavar="FILE.png", help="draw the matrix; for one pair, its layers")
+    add(
+        "--plot",
+        type=picture,
+        metavar="FILE.png",
+        help="draw the matrix; for one pair, its layers and coverage",
+    )
     add(
         "--memory",
         type=positive,
         metavar="GIB",
         help="for runs held at once, by all processes of a machine (default: half of what is free)",
     )
+    trust = parser.add_argument_group("how far to trust a score")
+    add = trust.add_argument
+    add("--no-trust", action="store_true", help="the bare score alone, at a fifth of the cost")
+    add(
+        "--permutations",
+        type=positive,
+        default=2,
+        help="of a floor, at least (default: 2; more on small data)",
+    )
+    add(
+        "--min_active",
+        type=positive,
+        default=10,
+        help="samples a feature is active on, to count (default: 10)",
+    )
+    add("--transform", choices=("sqrt",), help="compare sqrt(x): heavy tails weigh less")
+    add("--cluster", metavar="FILE", help="samples that belong together: a line each of id, tab, group")
+    add("--strata", metavar="COLUMN", help="a floor within equal values of it too (default: caption_words)")
+    add("--folds", type=positive, metavar="K", help="the held-out score on K parts of the samples (one pair)")
+    add("--difference", action="store_true", help="one source, two targets: how much their scores differ")
     return parser.parse_args(argv)
+
+
+def check_shape(arguments: Namespace, n_sources: int, n_targets: int):
+    """Refuse what is asked of too few or too many runs."""
+    if arguments.difference and (n_sources, n_targets) != (1, 2):
+        raise UserError(f"--difference takes one source and two targets, not {n_sources} and {n_targets}")
+    if arguments.folds and (n_sources, n_targets) != (1, 1):
+        raise UserError(f"--folds takes one source and one target, not {n_sources} and {n_targets}")
+    if arguments.no_trust and (arguments.difference or arguments.folds):
+        raise UserError("--no-trust gives the bare score alone: leave out --difference and --folds")
+
+
+def options(arguments: Namespace, run: Run) -> "Options":
+    """What the words on trust ask for; the samples of `run` are looked at where they name rows or columns."""
+    from comparing import clusters
+    from comparing.sides import CAPTION_WORDS, Options
+
+    samples = run.samples() if arguments.cluster or arguments.strata else []
+    own = None
+    if arguments.cluster:
+        own = tuple(clusters.read_clusters(arguments.cluster, [row["id"] for row in samples]))
+    if arguments.strata:
+        clusters.strata_of(arguments.strata, samples)
+    root, strata = arguments.transform == "sqrt", arguments.strata or CAPTION_WORDS
+    return Options(arguments.no_trust, arguments.permutations, arguments.min_active, root, strata, own)
 
 
 def chosen_runs(words: list[str]) -> list[Run]:
@@ -97,18 +160,29 @@ def wanted_pairs(sources: list[Run], targets: list[Run]) -> list[tuple[str, str]
     return list(pairs.values())
 
 
-def report(arguments: Namespace, run: Run, directions: tuple[Direction, ...], one_pair: bool):
+def report(
+    arguments: Namespace,
+    run: Run,
+    directions: tuple[Direction, ...],
+    one_pair: bool,
+    extra: Difference | Folds | None,
+):
     """Write the files that are asked for, and print; in this order, since a pipe's reader may leave (`| head`)."""
     if arguments.csv:
-        files.write_text(arguments.csv, comparison_csv(directions, arguments.metrics))
+        files.write_text(arguments.csv, trusted.trusted_csv(directions, arguments.metrics))
     if arguments.json:
-        files.write_text(arguments.json, comparison_json(run, directions))
+        files.write_text(arguments.json, trusted.trusted_json(run, directions, extra))
     if arguments.plot:
         from showing import figures
 
         (figures.plot_layers if one_pair else figures.plot_matrix)(arguments.plot, directions)
     print(f"{run.n_samples} samples of {run.manifest['dataset']['name']}")
-    (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
+    if extra is not None:
+        trusted.print_extra(extra)
+    if one_pair and directions[0].drivers is not None:
+        trusted.print_pair(directions, arguments.metrics)
+    else:
+        (print_pair if one_pair else print_matrix)(directions, arguments.metrics)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,23 @@ The scores of a finished pair are kept in a run's folder and reused while both r
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 import features
 from comparing import draws, scores, streamed
+from comparing.clusters import FEWEST
+from comparing.directions import comparison_of, nuisance
 from comparing.draws import Cell, Draw, Layer
 from comparing.kept import read_kept, write_kept
+from comparing.passes import evidence
 from comparing.pearson import Maxima, Sums, max_correlations
 from comparing.reader import Reader, own_share
+from comparing.references import note, referenced
 from comparing.results import METRICS, OLDER, Comparison, Direction, Score
+from comparing.sides import DEFAULTS, Options, RunPair, Sides
 from plumbing.errors import UserError
 from plumbing.processes import add_up, anywhere, first_process_says, team
 
@@ -74,81 +79,113 @@ def compare(
     other: features.Run,
     metrics: Sequence[str] = ("wmppc", "mppc"),
     memory: int | None = None,
+    options: Options = DEFAULTS,
 ) -> Comparison:
-    """Score how much of each of two runs' features the other has, with the floor of chance beside each score.
+    """Score how much of each of two runs' features the other has, and tell how far each score can be trusted.
 
-    `metrics` are some of METRICS; `memory` is in bytes, by default half of what is free. Runs of other samples are
-    refused.
+    `metrics` are some of METRICS; `memory` is in bytes, by default half of what is free; `options` with `bare` give
+    the score alone, at a fifth of the cost. Runs of other samples are refused.
     """
     if unknown := set(metrics) - set(METRICS):
         raise UserError(f"unknown metrics {', '.join(sorted(unknown))}: choose among {', '.join(METRICS)}")
     features.check_aligned([run, other])
-    return compared(run, other, metrics, Reader(memory))
+    return with_references(run, other, metrics, Sides([run, other], Reader(memory), options))
 
 
-def compared(run: features.Run, other: features.Run, metrics: Sequence[str], reader: Reader) -> Comparison:
-    """`compare` of runs of the same samples, whose layers a reader holds from one pair to the next."""
+def with_references(
+    run: features.Run, other: features.Run, metrics: Sequence[str], sides: Sides
+) -> Comparison:
+    """`compared`, beside other seeds of the same SAEs and encoders of random weights, where such are recorded."""
+    found = compared(run, other, metrics, sides)
+    if found.wmppc["last_layer"].held_out is None:
+        return found
+    return referenced(found, run, other, lambda a, b: compared(a, b, ("wmppc",), sides))
+
+
+def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sides: Sides) -> Comparison:
+    """The scores of runs of the same samples, whose layers `sides` hold from one pair to the next."""
     if other.name < run.name:  # kept once, in the folder of the first by name
-        return compared(other, run, metrics, reader).turned()
-    kept = read_kept(run, other)
+        return compared(other, run, metrics, sides).turned()
+    key, reader = sides.options.key, sides.reader
+    kept = read_kept(run, other, key)
     is_new = anywhere(kept is None)  # where any process cannot read it, all work it out
-    found = match(run, other, reader) if is_new or kept is None else kept
+    found = match(run, other, sides) if is_new or kept is None else kept
     for metric in (metric for metric in OLDER if metric in metrics):
         if anywhere(metric not in found.scores):
             is_new = True
             numbers = first_process_says(lambda metric=metric: older_score(metric, run, other, reader), 2)
             for one in found:
-                one.scores[metric] = {"last_layer": Score(*numbers)}
+                one.scores[metric] = {"last_layer": Score.of(*numbers)}
     if is_new and team().rank == 0:
-        write_kept(run, other, found)
+        write_kept(run, other, found, key)
     return found
 
 
-def match(source: features.Run, target: features.Run, reader: Reader) -> Comparison:
-    """wMPPC and MPPC of a pair of runs, with the floors, from every layer against every layer."""
+def match(source: features.Run, target: features.Run, sides: Sides) -> Comparison:
+    """wMPPC and MPPC of a pair of runs, from every layer against every layer."""
+    clusters = None if sides.options.bare else sides.clusters(source, target)
+    if clusters is None or clusters.n < FEWEST:
+        if clusters is not None:
+            note(
+                f"{clusters.n} clusters of samples are too few for held-out scores, which take {FEWEST}: bare scores"
+            )
+        return bare(source, target, sides.reader)
+    pair = RunPair(source, target, sides)
+    found = evidence(pair, clusters, sides.options.permutations)
+    both = comparison_of(found, (source, target), clusters)
+    least = sides.options.min_active
+    for one in both if both.wmppc["last_layer"].held_out is None else ():
+        if one.counted is not None and not one.counted[-1]:
+            note(
+                f"no feature of {one.source} is active on {least} samples: its score stands bare (see --min_active)"
+            )
+    last = found.forward["last_layer"][0], found.backward["last_layer"][0]
+    return Comparison(
+        *(
+            one._replace(min_active=least, nuisance=nuisance(pair, last[side], sides, clusters, side))
+            for side, one in enumerate(both)
+        )
+    )
+
+
+def bare(source: features.Run, target: features.Run, reader: Reader) -> Comparison:
+    """The scores alone, without what tells how far to trust them."""
     pairs = list(itertools.product(source.layers, target.layers))
-    layers = [(Layer(source, i), Layer(target, j)) for i, j in pairs]
-    rho = rho_of([Cell(*sides, draw) for draw in value_and_floor(source) for sides in layers], reader)
-    by_draw = [dict(zip(pairs, rho[first:], strict=False)) for first in (0, len(pairs))]
-    forward = [{pair: own for pair, (own, _) in one.items()} for one in by_draw]
-    backward = [{(j, i): other for (i, j), (_, other) in one.items()} for one in by_draw]
+    cells = [Cell(Layer(source, i), Layer(target, j)) for i, j in pairs]
+    rho = dict(zip(pairs, rho_of(cells, reader), strict=True))
+    forward = {pair: own for pair, (own, _) in rho.items()}
+    backward = {(j, i): other for (i, j), (_, other) in rho.items()}
     return Comparison(direction(source, target, forward, reader), direction(target, source, backward, reader))
 
 
 def value_and_floor(run: features.Run) -> tuple[Draw, Draw]:
-    """The draws whose scores are a Score's two numbers."""
+    """The draws whose scores are an older Score's two numbers."""
     return draws.ALL, draws.floor(run.n_samples)
 
 
-def direction(
-    source: features.Run, target: features.Run, rho: list[RhoByLayers], reader: Reader
-) -> Direction:
-    """One direction's scores, from the rho of the rows as they are and of the floor."""
+def direction(source: features.Run, target: features.Run, rho: RhoByLayers, reader: Reader) -> Direction:
+    """One direction's bare scores."""
     total = {layer: reader.sums(Layer(source, layer)).total for layer in source.layers}
     widths = np.array([len(total[layer]) for layer in source.layers])
-
-    def over_all(score: Callable, rho: RhoByLayers) -> float:
-        best = [np.max([rho[i, j] for j in target.layers], axis=0) for i in source.layers]
-        return scores.over_layers(np.array([*map(score, best, total.values())]), widths)
-
-    def between(score: Callable, i: str, j: str) -> Score:
-        return Score.of(*(score(one[i, j], total[i]) for one in rho))
-
+    best = [np.max([rho[i, j] for j in target.layers], axis=0) for i in source.layers]
+    last = source.layers[-1], target.layers[-1]
     found = {
         name: {
-            "all_layers": Score.of(*(over_all(score, one) for one in rho)),
-            "last_layer": between(score, source.layers[-1], target.layers[-1]),
+            "all_layers": Score.of(scores.over_layers(np.array([*map(score, best, total.values())]), widths)),
+            "last_layer": Score.of(score(rho[last], total[last[0]])),
         }
         for name, score in (("wmppc", scores.wmppc), ("mppc", scores.mppc))
     }
-    cells = [[between(scores.wmppc, i, j) for j in target.layers] for i in source.layers]
+    cells = [[Score.of(scores.wmppc(rho[i, j], total[i])) for j in target.layers] for i in source.layers]
     live = [int((total[layer] > 0).sum()) for layer in source.layers]
     layers = list(source.layers), list(target.layers)
     return Direction(source.name, target.name, *layers, live, widths.tolist(), found, cells)
 
 
-def older_score(metric: str, source: features.Run, target: features.Run, reader: Reader) -> Score:
-    """An older score of the last layers, with its floor."""
+def older_score(
+    metric: str, source: features.Run, target: features.Run, reader: Reader
+) -> tuple[float, float]:
+    """An older score of the last layers, and its floor."""
     own, other = Layer(source, source.layers[-1]), Layer(target, target.layers[-1])
     if metric == "mutual_knn":
         return mutual_knn(own, other)
@@ -161,10 +198,10 @@ def older_score(metric: str, source: features.Run, target: features.Run, reader:
         else:
             inner = (pair_sums(Cell(side, side), reader).covariances() for side in (own, other))
             values.append(scores.linear_cka(sums.covariances(), *inner))
-    return Score.of(*values)
+    return values[0], values[1]
 
 
-def mutual_knn(source: Layer, target: Layer) -> Score:
+def mutual_knn(source: Layer, target: Layer) -> tuple[float, float]:
     """The overlap of nearest neighbours among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
     order = draws.permutation(source.run.n_samples)
     rows = np.sort(order[:NEIGHBOUR_ROWS])
@@ -174,4 +211,4 @@ def mutual_knn(source: Layer, target: Layer) -> Score:
         )
     x, y = draws.chosen_rows(source, rows), draws.chosen_rows(target, rows)
     shuffled = np.argsort(np.argsort(order[rows]))  # the floor's permutation among these rows
-    return Score.of(*(scores.mutual_knn(x, other, N_NEIGHBOURS) for other in (y, y[shuffled])))
+    return scores.mutual_knn(x, y, N_NEIGHBOURS), scores.mutual_knn(x, y[shuffled], N_NEIGHBOURS)

@@ -44,14 +44,15 @@ def add_dense_products(
     sums: tuple[ColumnSums, ColumnSums],
     products: Float[np.ndarray, "kept target"],
     first: int = 0,
+    exact: bool = False,
 ):
     """products[i, j] += Σ weight x_{first+i} y_j of these rows, from products of blocks of rows about their means.
 
-    `sums` are those of the kept source features and of the target's, over these rows with their weights. What centring takes away is added back in float64:
-    Σxy = Σ(x - p)(y - q) + p (Σy - n q) + q Σx, which holds for any p and q, so for means that were rounded.
+    `sums` are those of the kept source features and of the target's, over these rows with their weights; `exact`:
+    in float64. What centring takes away is added back in float64: Σxy = Σ(x - p)(y - q) + p (Σy - n q) + q Σx, which holds for any p and q, so for means that were rounded.
     """
     sides = source.of(first, first + len(products)), target
-    dtype = np.float32 if all(map(_is_dense, (source, target))) else np.float64
+    dtype = np.float64 if exact or not all(map(_is_dense, (source, target))) else np.float32
     pivots = [side.mean.astype(dtype) for side in sums]
     step = max(1, min(DENSE_ROWS * (8 if cuda() else 1), source.n_rows))
     chunks = [np.empty((step, side.n_features), dtype) for side in sides]

@@ -4,13 +4,12 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import features
-from comparing.results import Comparison, Direction, Score, plain
+from comparing.results import Comparison, Direction, Drivers, Nuisance, Score, plain
 from plumbing import files
 
-KEPT_VERSION = 2  # of the kept scores: raise it where a definition changes
+KEPT_VERSION = 3  # of the kept scores: raise it where a definition changes
 
 
 def identity(run: features.Run) -> str:
@@ -26,39 +25,52 @@ def identity(run: features.Run) -> str:
     return digest.hexdigest()
 
 
-def _kept_file(source: features.Run, target: features.Run) -> Path:
-    return source.path / "pairs" / f"{target.name}.json"
+def _kept_file(source: features.Run, target: features.Run, key: str) -> Path:
+    return source.path / "pairs" / f"{target.name}{key and '.' + key}.json"
 
 
-def read_kept(source: features.Run, target: features.Run) -> Comparison | None:
-    """The scores kept of a pair; None where there are none, or of runs that have changed since."""
+def read_kept(source: features.Run, target: features.Run, key: str = "") -> Comparison | None:
+    """The scores kept of a pair; None where there are none, or of runs that have changed since.
+
+    `key` tells apart what was asked for (`Options.key`).
+    """
     try:
-        kept = json.loads(_kept_file(source, target).read_text(encoding="utf-8"))
-        key = [KEPT_VERSION, identity(source), identity(target)]
-        return Comparison(*map(_as_direction, kept["directions"])) if kept["key"] == key else None
+        kept = json.loads(_kept_file(source, target, key).read_text(encoding="utf-8"))
+        found = [KEPT_VERSION, key, identity(source), identity(target)]
+        return Comparison(*map(_as_direction, kept["directions"])) if kept["key"] == found else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_kept(source: features.Run, target: features.Run, found: Comparison):
+def write_kept(source: features.Run, target: features.Run, found: Comparison, key: str = ""):
     """Keep a pair's scores; a run's folder that cannot be written into keeps none, which is said."""
-    file = _kept_file(source, target)
-    key = [KEPT_VERSION, identity(source), identity(target)]
+    file = _kept_file(source, target, key)
+    words = [KEPT_VERSION, key, identity(source), identity(target)]
     try:
         files.make_folder(file.parent)
-        files.write_text(file, json.dumps({"key": key, "directions": plain(list(found))}) + "\n")
+        files.write_text(file, json.dumps({"key": words, "directions": plain(list(found))}) + "\n")
     except OSError as error:
         print(f"the scores of this pair are not kept for the next time: {error}", file=sys.stderr)
 
 
-def _as_direction(found: dict[str, Any]) -> Direction:
+def _as_direction(found: dict) -> Direction:
     table = {
-        name: {scope: _score(pair) for scope, pair in by.items()} for name, by in found["scores"].items()
+        name: {scope: _as_score(score) for scope, score in by.items()} for name, by in found["scores"].items()
     }
-    found |= {"scores": table, "layers": [[_score(pair) for pair in row] for row in found["layers"]]}
-    return Direction(**found)
+    layers = [[_as_score(score) for score in row] for row in found["layers"]]
+    drivers = found["drivers"] and Drivers(
+        **found["drivers"]
+        | {"dense": {at: tuple(map(_or_nan, both)) for at, both in found["drivers"]["dense"].items()}}
+    )
+    nuisance = found["nuisance"] and Nuisance(**found["nuisance"])
+    return Direction(**found | {"scores": table, "layers": layers, "drivers": drivers, "nuisance": nuisance})
 
 
-def _score(pair: dict[str, float | None]) -> Score:
-    value, floor = (float("nan") if (number := pair[field]) is None else number for field in Score._fields)
-    return Score(value, floor)
+def _as_score(found: dict) -> Score:
+    interval = found["interval"] and tuple(found["interval"])
+    return Score(**found | {"value": _or_nan(found["value"]), "interval": interval})
+
+
+def _or_nan(value: float | None) -> float:
+    """JSON has no NaN: a score of a layer without live features is null there."""
+    return float("nan") if value is None else value

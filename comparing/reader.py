@@ -38,6 +38,10 @@ class Reader:
             self._shape[key] = block.shape[1], entries * ENTRY_BYTES
         return self._shape[key]
 
+    def entries(self, layer: Layer) -> float:
+        """The stored entries of the layer, by its first block."""
+        return self._measured(layer)[1] / ENTRY_BYTES
+
     def fits(self, cell: Cell) -> bool:
         """Whether both layers of the cell can be held at once."""
         sides = {_key(side): self._measured(side)[1] for side in (cell.source, cell.target)}

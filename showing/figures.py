@@ -1,5 +1,6 @@
 """Results as pictures: heat maps of scores, and Comparative Sharedness against summed activation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,27 @@ def spread_out(pixels: Float[np.ndarray, "point xy"], apart: tuple[float, float]
 
 
 def plot_matrix(file: Path, directions: tuple[Direction, ...]):
-    """The run x run heat map of wMPPC over all layers."""
+    """The run x run heat map of wMPPC over all layers: held out, or bare where that is all there is."""
     rows, columns = axes(directions)
     figure, (left,) = panels([(len(rows), len(columns))])
-    title = "wMPPC, all layers (rows -> columns)"
-    heat_map(left, rows, columns, grid(directions, "wmppc", "all_layers", "value"), title)
+    bare = all(d.wmppc["all_layers"].held_out is None for d in directions)
+    title = f"wMPPC{'' if bare else ' held out'}, all layers (rows -> columns)"
+    kind = "value" if bare else "held_out"
+    heat_map(left, rows, columns, grid(directions, "wmppc", "all_layers", kind), title)
     save(figure, file)
 
 
 def plot_layers(file: Path, directions: tuple[Direction, ...]):
-    """The layer x layer heat maps of one pair of runs, both ways, on one scale from 0 to the highest."""
+    """The layer x layer heat maps of one pair of runs, both ways, on one scale from 0 to the highest.
+
+    Beside them the coverage curves, where the scores are held out.
+    """
     highest = np.nanmax([score.value for d in directions for row in d.layers for score in row] + [0.1])
-    figure, spaces = panels([(len(d.source_layers), len(d.target_layers)) for d in directions])
+    curves = [d for d in directions if d.wmppc["last_layer"].coverage is not None]
+    shapes = [(len(d.source_layers), len(d.target_layers)) for d in directions]
+    figure, spaces = panels(shapes + [(1, 3)] * bool(curves))
+    if curves:
+        plot_coverage(spaces.pop(), curves)
     for space, d in zip(spaces, directions, strict=True):
         cells = np.array([[score.value for score in row] for row in d.layers])
         title = f"wMPPC, {d.source} -> {d.target}"
@@ -76,6 +86,19 @@ def plot_layers(file: Path, directions: tuple[Direction, ...]):
         space.set_ylabel(f"layers of {d.source}")
         space.set_xlabel(f"layers of {d.target}")
     save(figure, file)
+
+
+def plot_coverage(space: Axes, directions: Sequence[Direction]):
+    """The share of the activation in features with at least a held-out correlation, for both directions."""
+    for colour, style, d in zip((BLUE, ORANGE), ("-o", "--s"), directions, strict=False):
+        coverage = d.wmppc["last_layer"].coverage or {}
+        label = f"{d.source} -> {d.target}"
+        space.plot([*map(float, coverage)], [*coverage.values()], style, color=colour, label=label)
+    space.set_ylim(0, 1.02)
+    space.set_xlabel("held-out correlation of at least")
+    space.set_ylabel("share of the activation")
+    space.set_title("coverage, last layers", fontsize=10)
+    space.legend(frameon=False, fontsize=8)
 
 
 def panels(shapes: list[tuple[int, int]]) -> tuple[Figure, list[Axes]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from comparing.results import Direction, axes, grid, number, plain
+from comparing.results import Direction, axes, grid, number
 from comparing.sharedness import Sharedness
 from features import Run
 
@@ -20,6 +20,9 @@ LABELS = {
     "mutual_knn": "mutual 10 nearest neighbours",
 }
 
+HELD_OUT = (
+    "held out: partners chosen on one half of the samples and scored on the other; 0 where nothing is shared"
+)
 FLOOR = "floor: the same score with the rows of one side permuted, which is what chance alone reaches"
 
 
@@ -103,10 +106,19 @@ def print_matrix(directions: tuple[Direction, ...], metrics: list[str]):
     for metric in metrics:
         for scope, words in (("all_layers", "all layers"), ("last_layer", "last layer")):
             if scope in directions[0].scores[metric]:
-                for kind, note in (("value", "rows -> columns"), ("floor", "floors")):
+                for kind, note in kinds(directions, metric, scope).items():
                     print(f"\n{LABELS[metric]}, {words} ({note})")
                     print_table(*names, grid(directions, metric, scope, kind))
-    print(f"\n{FLOOR}")
+    print(f"\n{FLOOR}\n{HELD_OUT}")
+
+
+def kinds(directions: tuple[Direction, ...], metric: str, scope: str) -> dict[str, str]:
+    """Which numbers of a score a matrix shows, and their names: held out if there is any, else the bare score."""
+    scores = [d.scores[metric][scope] for d in directions]
+    shown = {"value": "rows -> columns"}
+    if any(score.held_out is not None for score in scores):
+        shown = {"held_out": "held out, rows -> columns"}
+    return shown | ({"floor": "floors"} if any(score.floor is not None for score in scores) else {})
 
 
 def print_table(rows: list[str], columns: list[str], cells: Float[np.ndarray, "row column"]):
@@ -116,24 +128,3 @@ def print_table(rows: list[str], columns: list[str], cells: Float[np.ndarray, "r
     print(" " * margin + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)))
     for row, values in zip(rows, cells, strict=True):
         print(f"{row:{margin}}" + "".join(f"{number(v):>{w}}" for v, w in zip(values, widths, strict=True)))
-
-
-def comparison_json(run: Run, directions: tuple[Direction, ...]) -> str:
-    """Everything that a comparison returns."""
-    return as_json(run, {"directions": plain(directions)}, indent=2)
-
-
-def comparison_csv(directions: tuple[Direction, ...], metrics: list[str]) -> str:
-    """A line a score: of all layers, of the last ones, and the wMPPC of each layer with each layer."""
-    lines: list[tuple] = [("source", "target", "metric", "source_layer", "target_layer", "score", "floor")]
-    for d in directions:
-        last = d.source_layers[-1], d.target_layers[-1]
-        for metric in metrics:
-            for scope, score in d.scores[metric].items():
-                layers = ("all", "all") if scope == "all_layers" else last
-                lines.append((d.source, d.target, metric, *layers, *score))
-        for layer, row in zip(d.source_layers, d.layers, strict=True):
-            for other, score in zip(d.target_layers, row, strict=True):
-                if (layer, other) != last:
-                    lines.append((d.source, d.target, "wmppc", layer, other, *score))
-    return as_csv(lines)

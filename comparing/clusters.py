@@ -1,0 +1,186 @@
+"""Clusters of rows that are not independent of one another: halves, folds and permutations go by cluster.
+
+Five captions of one picture are five rows and one observation. Splitting or permuting such rows one by one
+calls unrelated runs significant, so everything here keeps a cluster together.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
+from jaxtyping import Int
+
+from plumbing.errors import UserError
+
+FEWEST = 50  # clusters: with fewer, neither halves nor standard errors mean anything
+FLOOR_SEED = 0  # of the first permutation; the others count on from it
+
+
+class Clusters(NamedTuple):
+    """Which rows belong together.
+
+    `ids` int64 [row]: 0 to `n - 1`, numbered by first appearance. `half` uint8 [row]: 0 or 1, the same for all
+    rows of a cluster. `key` uint64 [row]: the hash that halves and folds are taken from, one a cluster.
+    """
+
+    ids: np.ndarray
+    half: np.ndarray
+    key: np.ndarray
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " cluster"]:
+        """Rows of each cluster."""
+        return np.bincount(self.ids)
+
+    @property
+    def n(self) -> int:
+        """The number of clusters."""
+        return int(self.ids.max(initial=-1)) + 1
+
+    def take(self, rows: np.ndarray) -> "Clusters":
+        """The clusters of some of the rows, with their halves."""
+        return Clusters(_numbered(self.ids[rows]), self.half[rows], self.key[rows])
+
+
+def clusters(
+    names: Sequence[str],
+    captions: Sequence[str] | None = None,
+    own: Sequence[str] | None = None,
+    halves: Sequence[str] | None = None,
+) -> Clusters:
+    """Join the rows that share a name, a lower-cased caption, or a group of the user's (`own`), transitively.
+
+    `names` [row]: the image of each row, or the row's id where it has none. `captions` are given where a run
+    of the pair is of text. `halves` are the captions that the halves respect in any case, so that every pair of
+    runs has the same halves. Which half a cluster is in hangs on its names alone, never on its place.
+    """
+    ids = joined(*(labels for labels in (names, _lower(captions), own) if labels is not None))
+    widest = joined(*(labels for labels in (ids, _lower(halves)) if labels is not None))
+    hashes = np.array([_hash(name) for name in names], np.uint64)
+    lowest = np.full(int(widest.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest, widest, hashes)
+    key = lowest[widest]
+    return Clusters(ids, (key & np.uint64(1)).astype(np.uint8), key)
+
+
+def joined(*labels: Sequence | np.ndarray) -> Int[np.ndarray, " row"]:
+    """The number of each row's cluster: rows that share any label are in one, joined transitively.
+
+    A label is a sequence [row]; None and "" join nothing.
+    """
+    n_rows, edges, start = len(labels[0]), [], len(labels[0])
+    for label in labels:
+        known = np.array([value is not None and value != "" for value in label], bool)
+        _, group = np.unique(np.asarray(label, object)[known].astype(str), return_inverse=True)
+        edges.append((np.flatnonzero(known), group + start))
+        start += int(group.max(initial=-1)) + 1
+    rows, groups = (np.concatenate(side) for side in zip(*edges, strict=True))
+    graph = scipy.sparse.coo_array((np.ones(len(rows)), (rows, groups)), shape=(start, start))
+    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return _numbered(component[:n_rows])
+
+
+def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
+    """The fold of each row, 0 to k - 1; a cluster is in one fold, and in each fold are clusters of both halves."""
+    if not 2 <= k <= clusters.n:
+        raise UserError(f"--folds {k}: give 2 to {clusters.n}, the number of clusters of these samples")
+    return ((clusters.key >> np.uint64(1)) % np.uint64(k)).astype(np.int64)
+
+
+def permutation(
+    clusters: Clusters, number: int, strata: Sequence | np.ndarray | None = None
+) -> Int[np.ndarray, " row"]:
+    """Permutation `number`: the row of the other run that each row is paired with.
+
+    Whole clusters change places among clusters of the same size (row k of one with row k of the other), and of
+    the same stratum where `strata` [row] are given; a cluster of mixed strata counts by the most frequent. Each
+    class of clusters goes round in one random cycle, so that no cluster keeps its own partner unless it is the
+    only one of its class.
+    """
+    rng = np.random.default_rng([FLOOR_SEED, number])
+    order = np.argsort(clusters.ids, kind="stable")  # rows, cluster by cluster
+    sizes = clusters.sizes
+    starts = np.cumsum(sizes) - sizes
+    kind = sizes if strata is None else sizes + (sizes.max() + 1) * _cluster_strata(clusters, strata)
+    partner = np.empty(len(order), np.int64)
+    by_kind = np.argsort(kind, kind="stable")
+    for members in np.split(by_kind, np.flatnonzero(np.diff(kind[by_kind])) + 1):
+        if len(members):
+            cycle = rng.permutation(members)
+            inside = np.arange(sizes[members[0]])
+            own = order[starts[cycle][:, None] + inside]
+            partner[own] = np.roll(own, 1, axis=0)
+    return partner
+
+
+def read_clusters(path: Path | str, ids: Sequence[str]) -> list[str]:
+    """The user's group of each row, from a file with a line a row: the row's id, a tab, its group."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--cluster {path} cannot be read: {error}") from error
+    group = {}
+    for number, line in enumerate(lines, 1):
+        row, tab, label = line.partition("\t")
+        if not tab:
+            raise UserError(
+                f"--cluster {path}, line {number}: write a row's id, a tab, and its group: {line!r}"
+            )
+        group[row] = label
+    missing, unknown = [row for row in ids if row not in group], sorted(set(group) - set(ids))
+    if missing or unknown:
+        what, which = ("has no line for", missing) if missing else ("names unknown rows:", unknown)
+        raise UserError(f"--cluster {path} {what} {', '.join(which[:3])}{' ...' * (len(which) > 3)}")
+    return [group[row] for row in ids]
+
+
+def strata_of(name: str, rows: Sequence[dict]) -> list[str]:
+    """The stratum of each row of samples.jsonl: `caption_words`, or the value of a column."""
+    if name == "caption_words":
+        strata = [str(len(str(row.get("caption", "")).split())) for row in rows]
+    elif all(name in row for row in rows):
+        strata = [str(row[name]) for row in rows]
+    else:
+        columns = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
+        raise UserError(f"--strata {name}: the samples have {', '.join(['caption_words', *columns])}")
+    if len(set(strata)) < 2:
+        raise UserError(f"--strata {name} has one value in all rows: leave it out, or name another column")
+    return strata
+
+
+def check(clusters: Clusters):
+    """Raise where there are too few clusters to halve."""
+    if clusters.n < FEWEST:
+        raise UserError(
+            f"{clusters.n} clusters of {len(clusters.ids)} rows: held-out scores and intervals take {FEWEST}; "
+            "--no-trust prints the bare score"
+        )
+
+
+def _hash(name: object) -> int:
+    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little")
+
+
+def _lower(captions: Sequence[str] | None) -> list[str] | None:
+    return None if captions is None else [str(caption or "").strip().lower() for caption in captions]
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Labels as 0, 1, 2, ... in the order in which they first appear."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first)).astype(np.int64)[inverse]
+
+
+def _cluster_strata(clusters: Clusters, strata: Sequence | np.ndarray) -> Int[np.ndarray, " cluster"]:
+    """Each cluster's most frequent stratum, by number; the first of several."""
+    number = np.unique(np.asarray(strata), return_inverse=True)[1]
+    ones = np.ones(len(number))
+    counts = scipy.sparse.csr_array((ones, (clusters.ids, number)), shape=(clusters.n, number.max() + 1))
+    counts.sum_duplicates()
+    rows = np.repeat(np.arange(clusters.n), np.diff(counts.indptr))
+    order = np.lexsort((counts.indices, -counts.data, rows))
+    return counts.indices[order][np.unique(rows[order], return_index=True)[1]]

@@ -1,0 +1,106 @@
+"""What drives a score: dense features, hubs, mutual partners, heavy tails, strata of the samples."""
+
+import numpy as np
+from jaxtyping import Bool
+
+from comparing.clusters import FLOOR_SEED, Clusters
+from comparing.codes import Codes
+from comparing.found import Found, weighted
+from comparing.halves import Moments, Side
+from comparing.heldout import matched, shuffled
+from comparing.partners import Matched, Shuffled
+from comparing.results import Drivers, Nuisance
+
+DENSE = (0.1, 0.5)  # shares of rows, above which a feature counts as dense
+SAMPLE, SAMPLE_LEAST = 0.05, 200  # of the sources, for what is only printed beside a score
+
+
+def square_root(codes: Codes) -> Codes:
+    """sqrt(x): what heavy-tailed activations are compared by (`--transform sqrt`)."""
+    return Codes(np.sqrt(codes.matrix) if isinstance(codes.matrix, np.ndarray) else codes.matrix.sqrt())
+
+
+def rooted(side: Side) -> Side:
+    """A Side of sqrt(x), its layout taken over from that of x."""
+    found, moments = Side(square_root(side.codes), side.half, side.min_active), side.moments
+    if side.codes.is_sparse:
+        starts, features, values = side.by_row
+        values = np.sqrt(values)
+        column = 2 * side.order[features] + np.repeat(side.half, np.diff(starts))
+        total = np.bincount(column, values, 2 * side.n_features).reshape(-1, 2).T
+        high = np.sqrt(moments.high)
+        found.by_row = starts, features, values
+        found.moments = Moments(
+            moments.n, total, moments.total, moments.square, moments.active, np.sqrt(moments.low), high
+        )
+    return found
+
+
+def drivers(forward: Found, backward: Found, clusters: Clusters) -> Drivers:
+    """What drives the score of one source layer against one target layer."""
+    return Drivers(
+        {str(share): _dense(forward, share) for share in DENSE},
+        hubs(forward.matched.match[0][forward.facts.counted], backward.facts.counted),
+        mutual(forward.matched.match[0], backward.matched.match[0], forward.facts.counted),
+        clusters.n,
+        int(clusters.sizes.max(initial=0)),
+    )
+
+
+def _dense(found: Found, share: float) -> tuple[float, float]:
+    is_dense, total = found.facts.active > share, found.facts.total
+    without = np.where(is_dense, 0.0, total)
+    return weighted(is_dense.astype(float), total), weighted(found.matched.every, without)
+
+
+def hubs(match: np.ndarray, targets: Bool[np.ndarray, " target"]) -> float:
+    """The share of sources whose partner is among the 1 % most chosen of the targets that count."""
+    chosen = match[match >= 0]
+    if not len(chosen):
+        return float("nan")
+    often = np.sort(np.bincount(chosen, minlength=len(targets))[targets])[::-1]
+    return float(often[: max(1, round(len(often) / 100))].sum() / len(chosen))
+
+
+def mutual(match: np.ndarray, back: np.ndarray, counts: Bool[np.ndarray, " source"]) -> float:
+    """The share of sources that are their partner's partner."""
+    own = np.flatnonzero(counts & (match >= 0))
+    return float((back[match[own]] == own).mean()) if len(own) else float("nan")
+
+
+def nuisance(source: Side, target: Side, found: Found, within: np.ndarray | None = None) -> Nuisance:
+    """`nuisance_of` two layers in memory; `within` is `permutation` with strata, `found` what their passes found."""
+    chosen = sampled(found.facts.counted)
+    few = _columns(source, chosen)
+    roots = [rooted(side) for side in (few, target)]
+    by_strata = None if within is None else shuffled(few, target, within)[0]
+    return nuisance_of(found, chosen, by_strata, matched(*roots)[0], roots[0].total)
+
+
+def nuisance_of(
+    found: Found, chosen: np.ndarray, by_strata: Shuffled | None, roots: Matched, root_total: np.ndarray
+) -> Nuisance:
+    """Floors within strata and the score of sqrt(x), of the `chosen` source features against all targets.
+
+    `by_strata` are the maxima of rows that were permuted within strata; `roots` and `root_total` are the partners
+    and S of sqrt(x).
+    """
+    weight = found.facts.total[chosen]
+    return Nuisance(
+        float(np.mean([weighted(one.every[chosen], weight) for one in found.shuffled])),
+        None if by_strata is None else weighted(by_strata.every, weight),
+        weighted(found.matched.held_out[chosen], weight),
+        weighted(roots.held_out, root_total),
+        len(chosen),
+    )
+
+
+def sampled(counts: Bool[np.ndarray, " feature"]) -> np.ndarray:
+    """A random sample of the features that count, ascending: SAMPLE of them, and at least SAMPLE_LEAST."""
+    features = np.flatnonzero(counts)
+    size = min(len(features), max(SAMPLE_LEAST, round(SAMPLE * len(features))))
+    return np.sort(np.random.default_rng(FLOOR_SEED).choice(features, size, replace=False))
+
+
+def _columns(side: Side, features: np.ndarray) -> Side:
+    return Side(Codes(side.codes.matrix[:, features]), side.half, side.min_active)

@@ -1,0 +1,172 @@
+"""What a score is read against: the same SAE from another seed, and an encoder with random weights."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import features
+from comparing.results import Comparison, Control, Direction, Reference, Score
+from comparing.trust import attenuation, seed_reference
+from plumbing.errors import UserError
+from plumbing.processes import team
+
+RANDOM_SAE = "random"  # `--sae random`: a frozen random dictionary
+
+Compared = Callable[[features.Run, features.Run], Comparison]
+
+
+def referenced(found: Comparison, run: features.Run, other: features.Run, compared: Compared) -> Comparison:
+    """A comparison with the references and controls of both directions, where such runs are recorded.
+
+    `compared` scores a pair of runs, without references.
+    """
+    forward = _referenced(found.forward, run, other, compared)
+    return Comparison(forward, _referenced(found.backward, other, run, compared))
+
+
+def _referenced(
+    direction: Direction, source: features.Run, target: features.Run, compared: Compared
+) -> Direction:
+    seeds = [other_seed(run) for run in (source, target)]
+    selves = [
+        None if seed is None else compared(run, seed).forward
+        for run, seed in zip((source, target), seeds, strict=True)
+    ]
+    control = _control(source, target, compared)
+    scores = {
+        scope: score._replace(
+            seed_reference=_ratio(score, selves[1], scope),
+            control=None if control is None else _as_control(control, scope),
+        )
+        for scope, score in direction.wmppc.items()
+    }
+    reference = None
+    if seeds[1] is not None and selves[1] is not None:
+        reference = Reference(
+            seeds[1].name,
+            _data_seed(seeds[1]) == _data_seed(target),
+            {scope: _attenuated(score, selves, scope) for scope, score in direction.wmppc.items()},
+            _by_band(direction.bands, selves[1].bands),
+        )
+    return direction._replace(scores=direction.scores | {"wmppc": scores}, reference=reference)
+
+
+def _ratio(score: Score, own: Direction | None, scope: str) -> float | None:
+    """C_AB(.3) / C_BB'(.3)."""
+    coverage = None if own is None else own.wmppc[scope].coverage
+    if score.coverage is None or coverage is None:
+        return None
+    return seed_reference(score.coverage, coverage)
+
+
+def _attenuated(score: Score, selves: list[Direction | None], scope: str) -> float | None:
+    """theta_AB / sqrt(theta_AA' theta_BB'), where both sides have seeds."""
+    own = [None if one is None else one.wmppc[scope].held_out for one in selves]
+    if score.held_out is None or own[0] is None or own[1] is None:
+        return None
+    return attenuation(score.held_out, own[0], own[1])
+
+
+def _by_band(bands: dict[str, float] | None, own: dict[str, float] | None) -> dict[str, float]:
+    """The reference of each band of n_eff that both have."""
+    own = own or {}
+    return {band: share / own[band] for band, share in (bands or {}).items() if own.get(band, 0) > 0}
+
+
+def _control(source: features.Run, target: features.Run, compared: Compared) -> tuple[str, Direction] | None:
+    """The score with the target's random version in its place, or, where there is none, with the source's."""
+    for run in (target, source):
+        control = control_of(run)
+        if control is not None and control.name not in (source.name, target.name):
+            pair = (source, control) if run is target else (control, target)
+            return control.name, compared(*pair).forward
+    return None
+
+
+def _as_control(found: tuple[str, Direction], scope: str) -> Control:
+    name, direction = found
+    score = direction.wmppc[scope]
+    return Control(name, score.held_out, (score.coverage or {}).get("0.3"), score.discovered)
+
+
+def other_seed(run: features.Run) -> features.Run | None:
+    """A run of the same encoder, layers, data and SAE from another seed; one of another order of the data first."""
+    seeds = [
+        other
+        for other in _others(run)
+        if _encoder(other) == _encoder(run)
+        and _sae(other) == _sae(run)
+        and None not in (_seed(run), _seed(other))
+        and _seed(other) != _seed(run)
+    ]
+    same = [other for other in seeds if _same_samples(run, other)]
+    for other in seeds:
+        if other not in same:
+            note(f"run {other.name!r} is {run.name!r} from another seed, but of other samples: no reference")
+    return min(same, key=lambda other: (_data_seed(other) == _data_seed(run), other.name), default=None)
+
+
+def control_of(run: features.Run) -> features.Run | None:
+    """A run of the same encoder with random weights, or with a random dictionary, on the same samples."""
+    if _is_control(run) or not _encoder(run):
+        return None
+    randoms = [other for other in _others(run) if _is_control(other) and _same_samples(run, other)]
+    fitting = []
+    for other in randoms:
+        own, its = (one.manifest["encoder"] for one in (run, other))
+        if own["model"] == its["model"] and own["modality"] == its["modality"]:
+            if own["checkpoint"] == its["checkpoint"] and run.layers[-1] == other.layers[-1]:
+                fitting.append(other)
+            else:
+                note(
+                    f"run {other.name!r} has another checkpoint or layer than {run.name!r}: no control of it"
+                )
+    return min(fitting, key=lambda other: (_seed(other) != _seed(run), other.name), default=None)
+
+
+def _others(run: features.Run) -> Iterator[features.Run]:
+    """All other recorded runs; damaged ones are left out."""
+    for name in features.run_names():
+        if name != run.name:
+            try:
+                yield features.open_run(name)
+            except UserError as error:
+                note(f"{error}")
+
+
+_said: set[str] = set()
+
+
+def note(text: str):
+    """Say something once."""
+    if text not in _said and team().rank == 0:
+        _said.add(text)
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _same_samples(run: features.Run, other: features.Run) -> bool:
+    return (run.fingerprint, run.n_samples) == (other.fingerprint, other.n_samples)
+
+
+def _encoder(run: features.Run) -> dict[str, Any]:
+    return run.manifest.get("encoder") or {}
+
+
+def _is_control(run: features.Run) -> bool:
+    training = run.manifest.get("training") or {}
+    return _encoder(run).get("random_weights") is not None or training.get("sae") == RANDOM_SAE
+
+
+def _sae(run: features.Run) -> list[Any]:
+    manifest = run.manifest
+    training = manifest.get("training") or {}
+    sae = (manifest.get("sae") or {}).get(run.layers[-1])
+    return [run.layers, manifest.get("token"), manifest.get("activation"), sae, training.get("sae")]
+
+
+def _seed(run: features.Run) -> int | None:
+    return (run.manifest.get("training") or {}).get("seed")
+
+
+def _data_seed(run: features.Run) -> int | None:
+    return (run.manifest.get("training") or {}).get("data_seed")

@@ -1,0 +1,282 @@
+"""Pairs of runs as the passes take them: layers held while they fit into memory, else read block by block.
+
+Processes share out the layer pairs, or, where a pair of layers does not fit, its rows.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import features
+from comparing import draws, streamed
+from comparing.clusters import Clusters, clusters, strata_of
+from comparing.codes import Codes, Matrix
+from comparing.draws import Layer
+from comparing.drivers import rooted
+from comparing.half_sums import streamed as streamed_maxima
+from comparing.halves import MIN_ACTIVE, Moments, Side
+from comparing.heldout import matched, shuffled
+from comparing.influence import Influence, held_out, influence_of_blocks
+from comparing.partners import Matched, Shuffled
+from comparing.passes import PERMUTATIONS, Job
+from comparing.reader import Reader, own_share
+from plumbing.errors import UserError
+from plumbing.processes import add_up, team
+
+SIDE_BYTES = 36  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
+CAPTION_WORDS = "caption_words"  # the number of words of a row's caption
+
+
+class Options(NamedTuple):
+    """How the trust in a score is worked out.
+
+    `bare`: not at all, the score alone. `permutations` of a floor, at least. `min_active`: the rows that a feature is active on, to count. `square_root`:
+    compare sqrt(x). `strata`: within which one floor is permuted, CAPTION_WORDS or a column of samples.jsonl.
+    `own`: the user's cluster of each row.
+    """
+
+    bare: bool = False
+    permutations: int = PERMUTATIONS
+    min_active: int = MIN_ACTIVE
+    square_root: bool = False
+    strata: str = CAPTION_WORDS
+    own: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """What kept scores hang on besides the runs: "" for the defaults."""
+        return "" if self == DEFAULTS else hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:12]
+
+
+DEFAULTS = Options()
+
+
+class Sides:
+    """The layers of runs of the same samples, halved, each held while the reader's memory lasts."""
+
+    def __init__(self, runs: Sequence[features.Run], reader: Reader, options: Options):
+        self.reader, self.options = reader, options
+        self.runs, self.n_rows = runs, runs[0].n_samples
+        self._clusters: dict[bool, Clusters] = {}
+        self._held: dict[tuple[str, str], Side] = {}
+        self._moments: dict[tuple[str, str], Moments] = {}
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """The samples; none where the runs, of the original code, name none."""
+        return next((rows for run in self.runs if (rows := run.samples())), [])
+
+    def clusters(self, *runs: features.Run) -> Clusters:
+        """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text."""
+        of_text = any(run.manifest.get("encoder", {}).get("modality") == "text" for run in runs)
+        if of_text not in self._clusters:
+            names = [row["image"] or row["id"] for row in self.rows]
+            names = names or [str(number) for number in range(self.n_rows)]
+            captions = [row["caption"] for row in self.rows] or None
+            self._clusters[of_text] = clusters(
+                names, captions if of_text else None, self.options.own, halves=captions
+            )
+        return self._clusters[of_text]
+
+    @property
+    def half(self) -> np.ndarray:
+        """The half of each row, uint8 [row]: the same for all runs."""
+        return self.clusters().half
+
+    def strata(self) -> list[str] | None:
+        """The stratum of each row; None where the captions, the default, do not differ in length."""
+        try:
+            return strata_of(self.options.strata, self.rows)
+        except UserError:
+            if self.options.strata != CAPTION_WORDS:
+                raise
+            return None
+
+    def fit(self, *layers: Layer) -> bool:
+        """Whether some layers can be held at once."""
+        distinct = {_key(layer): self.reader.entries(layer) for layer in layers}
+        return sum(distinct.values()) * SIDE_BYTES <= self.reader.memory
+
+    def side(self, layer: Layer) -> Side:
+        """The whole layer; the longest unused ones go when memory is short."""
+        key = _key(layer)
+        held = self._held.pop(key, None) or self._read(layer)
+        self._held[key] = held  # the last used stands last
+        while (
+            len(self._held) > 2
+            and sum(one.codes.stored for one in self._held.values()) * SIDE_BYTES > self.reader.memory
+        ):
+            del self._held[next(iter(self._held))]
+        return held
+
+    def _read(self, layer: Layer) -> Side:
+        matrix = layer.run.load(layer.name)
+        codes = Codes(matrix.sqrt() if self.options.square_root else matrix)
+        side = Side(codes, self.half, self.options.min_active)
+        self._moments[_key(layer)] = side.moments
+        return side
+
+    def moments(self, layer: Layer) -> Moments:
+        """The layer's sums over each half of all rows."""
+        if _key(layer) not in self._moments:
+            total = moments_of(self.blocks(layer), self.half, self.reader.n_features(layer))
+            self._moments[_key(layer)] = total
+        return self._moments[_key(layer)]
+
+    def blocks(
+        self, layer: Layer, order: np.ndarray | None = None, pairs: slice = slice(None)
+    ) -> Iterator[Matrix]:
+        """The layer's rows in an order, of which `pairs` only, block by block."""
+        found = draws.blocks(layer, order, pairs, self.reader.memory // 4)
+        return (block.sqrt() for block in found) if self.options.square_root else found
+
+
+def _key(layer: Layer) -> tuple[str, str]:
+    return layer.run.name, layer.name
+
+
+def moments_of(blocks: Iterable[Matrix], half: np.ndarray, n_features: int) -> Moments:
+    """The sums over each half of rows that are read in blocks."""
+    total, start = Moments.of_nothing(n_features), 0
+    for block in blocks:
+        total = total.plus(Moments.of(block, half[start : start + block.shape[0]]))
+        start += block.shape[0]
+    return total
+
+
+class RunPair:
+    """A `Pair` of runs. With `columns` the source has these features of its last layer alone; `root`: of sqrt(x)."""
+
+    def __init__(
+        self,
+        source: features.Run,
+        target: features.Run,
+        sides: Sides,
+        columns: np.ndarray | None = None,
+        root: bool = False,
+    ):
+        self.runs, self.sides, self.columns, self.root = (source, target), sides, columns, root
+        self.n_layers = len(source.layers), len(target.layers)
+        self.min_active = sides.options.min_active
+
+    def layer(self, side: int, number: int) -> Layer:
+        return Layer(self.runs[side], self.runs[side].layers[number])
+
+    def width(self, side: int, number: int) -> int:
+        if side == 0 and self.columns is not None:
+            return len(self.columns)
+        return self.sides.reader.n_features(self.layer(side, number))
+
+    def fits(self, i: int, j: int) -> bool:
+        return self.sides.fit(self.layer(0, i), self.layer(1, j))
+
+    def held(self, side: int, number: int) -> Side:
+        """A whole layer."""
+        whole = self.sides.side(self.layer(side, number))
+        if side == 0 and self.columns is not None:
+            whole = Side(Codes(whole.codes.matrix[:, self.columns]), whole.half, whole.min_active)
+        return rooted(whole) if self.root else whole
+
+    def blocks(self, side: int, number: int, order: np.ndarray | None, pairs: slice) -> Iterator[Matrix]:
+        for block in self.sides.blocks(self.layer(side, number), order, pairs):
+            few = block[:, self.columns] if side == 0 and self.columns is not None else block
+            yield few.sqrt() if self.root else few
+
+    def moments(self, side: int, number: int) -> Moments:
+        if not (self.root or (side == 0 and self.columns is not None)):
+            return self.sides.moments(self.layer(side, number))
+        blocks = self.blocks(side, number, None, slice(None))
+        return moments_of(blocks, self.sides.half, self.width(side, number))
+
+    def stored(self) -> float:
+        products = np.prod([self.sides.reader.entries(self.layer(side, -1)) for side in (0, 1)])
+        return float(products / max(self.sides.n_rows, 1))
+
+    def matched(self, i: int, j: int) -> tuple[Matched, Matched]:
+        if self.fits(i, j):
+            return matched(self.held(0, i), self.held(1, j))
+        return self._streamed(i, j, None, True)
+
+    def shuffled(self, i: int, j: int, partner: np.ndarray) -> tuple[Shuffled, Shuffled]:
+        if self.fits(i, j):
+            return shuffled(self.held(0, i), self.held(1, j), partner)
+        return self._streamed(i, j, partner, False)
+
+    def _streamed(self, i: int, j: int, partner: np.ndarray | None, halved: bool) -> tuple:
+        pairs = own_share(self.sides.n_rows)
+
+        def read() -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
+            start = pairs.start
+            for x, y in streamed.aligned(self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)):
+                yield x, y, self.sides.half[start : start + x.shape[0]]
+                start += x.shape[0]
+
+        widths = self.width(0, i), self.width(1, j)
+        return streamed_maxima(read, widths, self.sides.reader.memory // 2, halved, self.min_active, add_up)
+
+    def each(self, kind: type, work: Callable[[int, int], tuple]) -> Iterator[tuple[tuple[int, int], tuple]]:
+        rank, world = team()
+        cells, mine = list(np.ndindex(self.n_layers)), {}
+        words = "layer pairs" if kind is Matched else "layer pairs, permuted"
+        for number, place in enumerate(tqdm(cells, desc=words, disable=rank > 0 or None, leave=False)):
+            own = number * world // len(cells) == rank
+            if own or not self.fits(*place):
+                found = work(*place)
+                if world == 1:
+                    yield place, found
+                elif own:
+                    mine[place] = found
+        for place in cells if world > 1 else ():
+            widths = self.width(0, place[0]), self.width(1, place[1])
+            yield place, everywhere(kind, mine.pop(place, None), widths)
+
+    def influences(self, jobs: Sequence[Job]) -> list[Influence]:
+        rank, world = team()
+        found = []
+        for number, job in enumerate(jobs):
+            layers = [
+                (self.layer(1 - job.side, other), self.layer(job.side, job.layer)) for other in job.others
+            ]
+            whole = all(self.sides.fit(*both) for both in layers)
+            one = self._influence(job, whole, not whole or number % world == rank)
+            add_up(one.halves)
+            add_up(one.full)
+            found.append(one)
+        return found
+
+    def _influence(self, job: Job, whole: bool, wanted: bool) -> Influence:
+        """The influence of all rows, or of this process's; zeros where another process works it out."""
+        own, pairs = self.moments(job.side, job.layer), own_share(self.sides.n_rows)
+        if not wanted:
+            counts = own.active.sum(0) >= max(self.min_active, 1)
+            nothing = np.zeros((2, self.sides.n_rows))
+            return Influence(held_out(job.found, own.total.sum(0), counts), *nothing)
+
+        def rows(other: int) -> Iterator[tuple]:
+            if whole:
+                yield self.held(job.side, job.layer).codes, self.held(1 - job.side, other).codes
+            else:
+                places = (job.side, job.layer), (1 - job.side, other)
+                yield from streamed.aligned(*(self.blocks(*place, None, pairs) for place in places))
+
+        moments = [self.moments(1 - job.side, other) for other in job.others]
+        start = 0 if whole else pairs.start
+        layers = map(rows, job.others)
+        return influence_of_blocks(layers, self.sides.half, own, moments, job.found, self.min_active, start)
+
+
+def everywhere(kind: type, found: tuple | None, widths: tuple[int, int]) -> tuple:
+    """What one process found of both sides, in all of them; the others give None."""
+    shapes = [kind.none(width) for width in widths]
+    arrays = [array for side in found or shapes for array in side]
+    flat = np.concatenate([array.ravel().astype(np.float64) for array in arrays]) * (found is not None)
+    add_up(flat)
+    cuts = np.cumsum([array.size for array in arrays])[:-1]
+    parts = iter(np.split(flat, cuts))
+    return tuple(
+        kind(*(next(parts).reshape(array.shape).astype(array.dtype) for array in side)) for side in shapes
+    )

@@ -1,0 +1,263 @@
+"""What wmppc.py says of how far to trust a score: against the statistics in memory, and its references."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from runs import make_run
+
+import wmppc
+from comparing import trust
+from comparing.clusters import clusters
+from comparing.halves import Side
+from comparing.passes import Held, evidence
+from comparing.results import harmonic_mean
+
+PAIR = ["--source", "A", "--target", "B"]
+N_ROWS = 400
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def codes(seed, n_features=20, n_rows=N_ROWS):
+    """Sparse codes in which feature j of every seed follows the same hidden event, in part."""
+    hidden = np.random.default_rng(9).random((n_rows, 40)) < 0.15
+    rng = np.random.default_rng(seed)
+    events = hidden[:, rng.permutation(40)[:n_features]] & (rng.random((n_rows, n_features)) < 0.8)
+    return (events * rng.exponential(size=events.shape)).astype(np.float32)
+
+
+def two_runs():
+    a, b = {"layer0": codes(1), "layer1": codes(2, 12)}, {"layer0": codes(3, 16), "layer1": codes(4, 15)}
+    make_run("A", a)
+    make_run("B", b, part_rows=150)
+    return a, b
+
+
+def in_memory(a, b, groups, least=10):
+    """Both directions' scores by scope, from layers in memory."""
+    sides = [
+        [Side(scipy.sparse.csr_array(layer), groups.half, least) for layer in run.values()] for run in (a, b)
+    ]
+    found = evidence(Held(*sides), groups)
+    return [
+        {scope: trust.score(layers, groups) for scope, layers in direction.items()}
+        for direction in (found.forward, found.backward)
+    ]
+
+
+def plain_groups():
+    captions = [f"caption {row}" for row in range(N_ROWS)]
+    return clusters([f"sample{row}.png" for row in range(N_ROWS)], halves=captions)
+
+
+def close(one, other):
+    """Whether two Scores' own statistics agree to 1e-7."""
+    for name in ("value", "floor", "adjusted", "held_out", "interval", "discovered"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-7)
+    np.testing.assert_allclose([*one.coverage.values()], [*other.coverage.values()], atol=1e-7)
+
+
+def test_a_pairs_scores_are_those_of_the_statistics_in_memory():
+    a, b = two_runs()
+    for found, expected in zip(wmppc.main(PAIR), in_memory(a, b, plain_groups()), strict=True):
+        for scope, score in expected.items():
+            close(found.wmppc[scope], score)
+
+
+def test_sqrt_compares_square_roots_throughout():
+    a, b = two_runs()
+    found = wmppc.main([*PAIR, "--transform", "sqrt"])[0]
+    roots = [{name: np.sqrt(layer) for name, layer in run.items()} for run in (a, b)]
+    close(found.wmppc["last_layer"], in_memory(*roots, plain_groups())[0]["last_layer"])
+
+
+def test_json_and_csv_hold_everything():
+    two_runs()
+    forward, backward = wmppc.main([*PAIR, "--json", "a.json", "--csv", "a.csv"])
+    document = json.loads(Path("a.json").read_text())
+    keys = [
+        "value",
+        "floor",
+        "adjusted",
+        "held_out",
+        "interval",
+        "coverage",
+        "discovered",
+        "seed_reference",
+        "control",
+    ]
+    for direction in document["directions"]:
+        for scope in ("last_layer", "all_layers"):
+            score = direction["scores"]["wmppc"][scope]
+            assert list(score) == keys
+            assert list(score["coverage"]) == ["0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
+            assert score["seed_reference"] is score["control"] is None
+    (means,) = document["harmonic_mean"]
+    held = [d.wmppc["last_layer"].held_out for d in (forward, backward)]
+    assert means["last_layer"] == pytest.approx(harmonic_mean(*held))
+    rows = list(csv.DictReader(Path("a.csv").read_text().splitlines()))
+    row = next(
+        row for row in rows if (row["source"], row["metric"], row["source_layer"]) == ("A", "wmppc", "all")
+    )
+    score = forward.wmppc["all_layers"]
+    assert [float(row[name]) for name in ("held_out", "low", "high", "coverage_0.3")] == [
+        score.held_out,
+        *score.interval,
+        score.coverage["0.3"],
+    ]
+
+
+def test_no_trust_gives_the_bare_score_and_keeps_it_apart(capsys):
+    two_runs()
+    full = wmppc.main(PAIR)[0].wmppc["last_layer"]
+    bare = wmppc.main([*PAIR, "--no-trust"])[0].wmppc["last_layer"]
+    assert bare.value == pytest.approx(full.value, abs=1e-6)
+    assert {name for name, value in bare._asdict().items() if value is not None} == {"value"}
+    assert wmppc.main(PAIR)[0].wmppc["last_layer"] == full
+    assert "held out" not in capsys.readouterr().out.split("no-trust")[-1].split("held out")[0]
+
+
+def test_a_difference_of_equal_targets_is_none_and_of_others_is_that_of_the_scores(capsys):
+    two_runs()
+    make_run("C", {"layer1": codes(4, 15)})
+    words = ["--source", "A", "--difference", "--json", "d.json"]
+    found = wmppc.main([*words, "--target", "B", "C"])
+    assert "minus A -> C   +0.000   95 % +0.000 to +0.000" in capsys.readouterr().out
+    make_run("D", {"layer1": codes(4, 5)})
+    found = wmppc.main([*words, "--target", "B", "D"])
+    held = [direction.wmppc["last_layer"].held_out for direction in found]
+    difference = json.loads(Path("d.json").read_text())["difference"]
+    assert difference["value"] == pytest.approx(held[0] - held[1], abs=1e-7)
+    assert difference["interval"][0] < difference["value"] < difference["interval"][1]
+
+
+def test_folds_are_scores_of_disjoint_parts(capsys):
+    two_runs()
+    wmppc.main([*PAIR, "--folds", "2", "--min_active", "5", "--json", "f.json"])
+    folds = json.loads(Path("f.json").read_text())["folds"]
+    assert len(folds["forward"]) == len(folds["backward"]) == 2
+    whole = wmppc.main([*PAIR, "--min_active", "5"])[0].wmppc["last_layer"].held_out
+    assert np.mean(folds["forward"]) == pytest.approx(whole, abs=0.08)
+    assert "held out on 2 folds, A -> B" in capsys.readouterr().out
+
+
+def test_captions_join_rows_where_a_run_is_of_text_and_a_file_joins_the_users():
+    captions = [f"caption {row // 2}" for row in range(N_ROWS)]
+    make_run("A", {"layer0": codes(1)}, captions=captions)
+    make_run("B", {"layer0": codes(2)}, captions=captions)
+    make_run("T", {"layer0": codes(3)}, captions=captions, modality="text")
+    assert wmppc.main(PAIR)[0].drivers[3:] == (N_ROWS, 1)
+    assert wmppc.main(["--source", "A", "--target", "T"])[0].drivers[3:] == (N_ROWS // 2, 2)
+    Path("groups.tsv").write_text("".join(f"sample{row}\t{row // 4}\n" for row in range(N_ROWS)))
+    assert wmppc.main([*PAIR, "--cluster", "groups.tsv"])[0].drivers[3:] == (N_ROWS // 4, 4)
+
+
+# ------------------------------------------------------------------------------------ other seeds, controls
+
+SAE = {"token": "cls", "activation": "topk", "sae": {"layer0": {"d_in": 8, "d_sae": 20, "k": 4}}}
+
+
+def encoder(checkpoint="one", random_weights=None):
+    return {"model": "M", "checkpoint": checkpoint, "modality": "image", "random_weights": random_weights}
+
+
+def seeded(name, seed, data_seed, of, **words):
+    make_run(name, {"layer0": of}, training={"seed": seed, "data_seed": data_seed}, **SAE | words)
+
+
+def test_another_seed_is_found_and_is_the_reference(capsys):
+    make_run("A", {"layer0": codes(1)})
+    seeded("B", 0, 0, codes(2), encoder=encoder())
+    seeded("B1", 1, 0, codes(2) * (np.random.default_rng(5).random((N_ROWS, 20)) < 0.8), encoder=encoder())
+    seeded("other", 1, 0, codes(3), encoder=encoder("two"))
+    forward, backward = wmppc.main(PAIR)
+    own = wmppc.main(["--source", "B", "--target", "B1"])[0].wmppc["last_layer"]
+    score = forward.wmppc["last_layer"]
+    assert score.seed_reference == pytest.approx(score.coverage["0.3"] / own.coverage["0.3"])
+    assert backward.wmppc["last_layer"].seed_reference is None
+    assert (forward.reference.run, forward.reference.same_order) == ("B1", True)
+    assert "both saw the data in one order" in capsys.readouterr().out
+    seeded("B2", 2, 2, codes(2), encoder=encoder())
+    assert wmppc.main(PAIR)[0].reference[:2] == ("B2", False), "one of another order goes first"
+
+
+def test_a_seed_of_other_samples_is_no_reference_and_that_is_said(capsys):
+    make_run("A", {"layer0": codes(1)})
+    seeded("B", 0, 0, codes(2), encoder=encoder())
+    seeded("B1", 1, 1, codes(2), encoder=encoder(), ids=[f"x{row}" for row in range(N_ROWS)])
+    assert wmppc.main(PAIR)[0].reference is None
+    assert "run 'B1' is 'B' from another seed, but of other samples: no reference" in capsys.readouterr().err
+
+
+def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(capsys):
+    make_run("A", {"layer0": codes(1)})
+    seeded("B", 0, 0, codes(2), encoder=encoder())
+    seeded("large", 0, 0, codes(6), encoder=encoder("two", random_weights=0))
+    assert wmppc.main(PAIR)[0].wmppc["last_layer"].control is None
+    assert "run 'large' has another checkpoint or layer than 'B': no control" in capsys.readouterr().err
+    seeded("random", 0, 0, codes(7, 20)[::-1].copy(), encoder=encoder(random_weights=0))
+    control = wmppc.main(PAIR)[0].wmppc["last_layer"].control
+    alone = wmppc.main(["--source", "A", "--target", "random"])[0].wmppc["last_layer"]
+    assert control == ("random", alone.held_out, alone.coverage["0.3"], alone.discovered)
+    assert wmppc.main(["--source", "B", "--target", "A"])[0].wmppc["last_layer"].control.run == "random"
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def complaint(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        wmppc.main(words)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_few_clusters_and_rare_features_give_bare_scores_and_say_so(capsys):
+    make_run("A", {"layer0": codes(1, n_rows=40)})
+    make_run("B", {"layer0": codes(2, n_rows=40)})
+    assert wmppc.main(PAIR)[0].wmppc["last_layer"].held_out is None
+    assert "40 clusters of samples are too few for held-out scores, which take 50" in capsys.readouterr().err
+    make_run("C", {"layer0": codes(1)})
+    make_run("D", {"layer0": codes(2)})
+    found = wmppc.main(["--source", "C", "--target", "D", "--min_active", "300"])[0].wmppc["last_layer"]
+    assert (found.held_out, found.interval) == (None, None)
+    assert found.value > found.floor
+    assert "no feature of C is active on 300 samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--folds", "401"], "--folds 401: give 2 to 400"),
+        (["--strata", "source"], "--strata source: the samples have caption_words, caption, id, image"),
+        (["--strata", "caption_words"], "caption_words has one value in all rows"),
+        (["--cluster", "some.tsv"], "--cluster some.tsv has no line for sample1"),
+        (["--cluster", "more.tsv"], "--cluster more.tsv names unknown rows: sample400"),
+        (["--cluster", "bad.tsv"], "bad.tsv, line 1: write a row's id, a tab, and its group"),
+        (["--cluster", "none.tsv"], "none.tsv"),
+        (["--difference"], "--difference takes one source and two targets, not 1 and 1"),
+        (["--no-trust", "--folds", "2"], "--no-trust gives the bare score alone"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_line(words, expected, capsys):
+    two_runs()
+    Path("some.tsv").write_text("sample0\ta\n")
+    Path("more.tsv").write_text("".join(f"sample{row}\ta\n" for row in range(N_ROWS + 1)))
+    Path("bad.tsv").write_text("sample0 a\n")
+    line = complaint(capsys, [*PAIR, *words])
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+def test_one_cluster_of_all_rows_is_too_few(capsys):
+    two_runs()
+    Path("one.tsv").write_text("".join(f"sample{row}\ta\n" for row in range(N_ROWS)))
+    assert wmppc.main([*PAIR, "--cluster", "one.tsv"])[0].wmppc["last_layer"].held_out is None
+    assert "1 clusters of samples are too few" in capsys.readouterr().err
