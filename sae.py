@@ -178,15 +178,15 @@ class TopKSAE(nn.Module):
         aux_error = error - dead_acts @ W_dec
         ehat_gradient = aux_error * (-2 * weight)
         acts_gradient = (ehat_gradient @ W_dec.T).masked_fill_(dead_acts <= 0, 0)
-        self.W_dec.grad.index_add_(0, chosen, dead_acts.T @ ehat_gradient)
-        self.W_enc_rows.grad.index_add_(0, chosen, acts_gradient.T @ centered)
-        self.b_enc.grad.index_add_(0, chosen, acts_gradient.sum(0))
+        gradient_of(self.W_dec).index_add_(0, chosen, dead_acts.T @ ehat_gradient)
+        gradient_of(self.W_enc_rows).index_add_(0, chosen, acts_gradient.T @ centered)
+        gradient_of(self.b_enc).index_add_(0, chosen, acts_gradient.sum(0))
         return weight * aux_error.square().sum()
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
-        gradient, rows = self.W_dec.grad, self.W_dec.detach()
+        gradient, rows = gradient_of(self.W_dec), self.W_dec.detach()
         if rows.is_cpu and rows.dtype == torch.float32:
             share_out(_subtract_projections, gradient.numpy(), rows.numpy())
         else:
@@ -195,7 +195,7 @@ class TopKSAE(nn.Module):
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Give every decoder row unit norm."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     @torch.no_grad()
     def fold_standardizer(self, mean: Float[torch.Tensor, " d_in"], scale: float) -> None:
@@ -203,7 +203,7 @@ class TopKSAE(nn.Module):
 
         W_enc and W_dec stay: ((x - mean) / scale - b_dec) @ W_enc + b_enc, times scale.
         """
-        self.b_enc *= scale
+        self.b_enc.mul_(scale)
         self.b_dec.mul_(scale).add_(mean)
 
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
@@ -238,12 +238,12 @@ class TopKSAE(nn.Module):
             for name in TENSORS:
                 getattr(sae, name).copy_(tensors[name])
             if not config.get("apply_b_dec_to_input", True):  # x @ W = (x - b_dec) @ W + b_dec @ W
-                sae.b_enc += sae.b_dec @ sae.W_enc
+                sae.b_enc.add_(sae.b_dec @ sae.W_enc)
             if config.get("rescale_acts_by_decoder_norm", False):
                 norms = sae.W_dec.norm(dim=1)
                 sae.W_enc.mul_(norms)
-                sae.b_enc *= norms
-                sae.W_dec /= _positive(norms)[:, None]
+                sae.b_enc.mul_(norms)
+                sae.W_dec.div_(_positive(norms)[:, None])
         for name in TENSORS:
             if not getattr(sae, name).isfinite().all():
                 raise UserError(
@@ -259,6 +259,13 @@ def _candidates(
     if at_most is not None:
         return dead.byte().topk(at_most).indices
     return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    """A parameter's gradient. Our own mistake, and an error, where no step has made one."""
+    if parameter.grad is None:
+        raise RuntimeError("there are no gradients yet: step_gradients makes them")
+    return parameter.grad
 
 
 def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]:
