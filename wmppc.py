@@ -7,6 +7,7 @@ import fnmatch
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,12 @@ def parse(argv):
         metavar="GIB",
         help="for runs held at once, by all processes of a machine (default: half of what is free)",
     )
-    trust = parser.add_argument_group("how far to trust a score")
-    add = trust.add_argument
+    add_trust(parser.add_argument_group("how far to trust a score").add_argument)
+    return parser.parse_args(argv)
+
+
+def add_trust(add: Callable):
+    """The flags of what tells how far to trust a score; `add` is a parser's `add_argument`."""
     add("--no-trust", action="store_true", help="the bare score alone, at a fifth of the cost")
     add(
         "--permutations",
@@ -99,7 +104,6 @@ def parse(argv):
     add("--strata", metavar="COLUMN", help="a floor within equal values of it too (default: caption_words)")
     add("--folds", type=positive, metavar="K", help="the held-out score on K parts of the samples (one pair)")
     add("--difference", action="store_true", help="one source, two targets: how much their scores differ")
-    return parser.parse_args(argv)
 
 
 def check_shape(arguments: Namespace, n_sources: int, n_targets: int):

@@ -1,11 +1,10 @@
 """Half-by-half sums of layers that are read in blocks of rows, and the maxima that come of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from comparing.codes import WEIGHTLESS, AddUp, Codes, as_codes
 from comparing.dense import add_dense_products, prefers_gemm
@@ -136,41 +135,3 @@ def streamed(
         backward.merge(other)
     joined = kind(*(np.concatenate(arrays, axis=-1) for arrays in zip(*forward, strict=True)))
     return joined, backward.settled()
-
-
-def permuted(
-    source: Callable[[], Iterable[Any]],
-    target: Callable[[], Iterable[Any]],
-    half: UInt8[np.ndarray, " row"],
-    partner: Int[np.ndarray, " row"],
-    rows: slice,
-    most: int,
-) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """The source's `rows` beside the target's rows `partner`, in blocks of at most `most` rows.
-
-    Each block takes one reading of the target, of which only the block's partners are held.
-    """
-    first, last, _ = rows.indices(len(half))
-    for start in range(first, last, most):
-        wanted = partner[start : min(start + most, last)]
-        yield (
-            chosen(source, np.arange(start, start + len(wanted))),
-            chosen(target, wanted),
-            half[start:][: len(wanted)],
-        )
-
-
-def chosen(read: Callable[[], Iterable[Any]], rows: Int[np.ndarray, " chosen"]) -> Any:
-    """Some rows of what is read in blocks, in the order asked for, without holding the others."""
-    order = np.argsort(rows, kind="stable")
-    parts, start, ascending = [], 0, rows[order]
-    for block in read():
-        inside = ascending[
-            np.searchsorted(ascending, start) : np.searchsorted(ascending, start + block.shape[0])
-        ]
-        parts.append(block[inside - start])
-        start += block.shape[0]
-    stacked = (
-        scipy.sparse.vstack(parts, format="csr") if scipy.sparse.issparse(parts[0]) else np.vstack(parts)
-    )
-    return stacked[np.argsort(order)]

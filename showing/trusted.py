@@ -49,7 +49,9 @@ def print_pair(directions: tuple[Direction, ...], metrics: list[str]):
             print(f"{heading:9} {MEANINGS[heading]}")
     for d in directions if not one_layer else ():
         print(f"\nwMPPC layer by layer, {d.source} -> {d.target} (rows -> columns)")
-        print_table(d.source_layers, d.target_layers, [[cell.value for cell in row] for row in d.layers])
+        print_table(
+            d.source_layers, d.target_layers, np.array([[cell.value for cell in row] for row in d.layers])
+        )
 
 
 def clusters(direction: Direction) -> str:

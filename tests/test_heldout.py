@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 
 from comparing.clusters import clusters, permutation
-from comparing.half_sums import permuted, streamed
+from comparing.half_sums import streamed
 from comparing.halves import Moments, Side
 from comparing.heldout import matched, shuffled
 from comparing.influence import feature_errors, influence, influence_of_blocks, streamed_feature_errors
@@ -92,14 +92,12 @@ def test_blocks_slices_and_processes_change_nothing(kind):
         layer = layer[rows] if kind == "dense" else scipy.sparse.csr_array(layer[rows])
         return lambda: (layer[start : start + size] for start in range(0, layer.shape[0], size))
 
-    def read():
-        return zip(blocks(x, 77)(), blocks(y, 77)(), blocks(groups.half[:, None], 77)(), strict=True)
-
-    def halves():
-        return ((a, b, c.toarray()[:, 0] if scipy.sparse.issparse(c) else c[:, 0]) for a, b, c in read())
+    def halves(y=y):
+        sides = zip(blocks(x, 77)(), blocks(y, 77)(), blocks(groups.half[:, None], 77)(), strict=True)
+        return ((a, b, c.toarray()[:, 0] if scipy.sparse.issparse(c) else c[:, 0]) for a, b, c in sides)
 
     def shuffled_blocks():
-        return permuted(blocks(x, 100), blocks(y, 90), groups.half, partner, slice(None), 130)
+        return halves(y[partner])
 
     pairs = [(held, streamed(halves, WIDTHS[:2], memory=16 * WIDTHS[1] * 7))]
     pairs.append((by_chance, streamed(shuffled_blocks, WIDTHS[:2], memory=8 * WIDTHS[1] * 7, halved=False)))
