@@ -91,17 +91,21 @@ def add_trust(add: Callable):
         "--permutations",
         type=positive,
         default=2,
-        help="of a floor, at least (default: 2; more on small data)",
+        help="of a floor, at least; more on small data",
     )
     add(
         "--min_active",
         type=positive,
         default=10,
-        help="samples a feature is active on, to count (default: 10)",
+        help="samples that a feature is active on, to count",
     )
     add("--transform", choices=("sqrt",), help="compare sqrt(x): heavy tails weigh less")
     add("--cluster", metavar="FILE", help="samples that belong together: a line each of id, tab, group")
-    add("--strata", metavar="COLUMN", help="a floor within equal values of it too (default: caption_words)")
+    add(
+        "--strata",
+        metavar="COLUMN",
+        help="print a floor within equal values of it too (default: caption_words)",
+    )
     add("--folds", type=positive, metavar="K", help="the held-out score on K parts of the samples (one pair)")
     add("--difference", action="store_true", help="one source, two targets: how much their scores differ")
 
