@@ -25,7 +25,7 @@ def main(argv=None) -> Sharedness:
     check_groups(source, min_group, max_group)
     for run in (source, *min_group, *max_group):
         run.layer(arguments.layer)
-    shared = sharedness(source, min_group, max_group, arguments.layer)
+    shared = sharedness(source, min_group, max_group, arguments.layer, arguments.present, arguments.absent)
     if processes.team().rank == 0:
         report(arguments, source, shared)
     return shared
@@ -38,6 +38,13 @@ def parse(argv):
     add("--min_group", required=True, nargs="+", metavar="G", help="runs that all have to have it")
     add("--max_group", required=True, nargs="+", metavar="H", help="runs that none may have it")
     add("--layer", type=int, default=-1, help="of every run; negative ones count from the end")
+    add("--present", type=float, default=0.3, help="held-out r that a present feature surely has in all of G")
+    add(
+        "--absent",
+        type=float,
+        default=0.2,
+        help="held-out r that an absent one surely stays below in all of H",
+    )
     add("--top", type=positive, help="how many to print, draw and show (default: 1%% of the features)")
     add("--csv", type=output, metavar="FILE", help="write all features, a line each")
     add("--json", type=output, metavar="FILE", help="write all features, for machines")

@@ -16,6 +16,9 @@ class Status(NamedTuple):
     text: str
 
 
+RARE = Status(4, "too rare")  # active on too few rows to count
+
+
 def statuses(
     rho_G: Float[np.ndarray, "min_group feature"],
     se_G: Float[np.ndarray, "min_group feature"],

@@ -8,12 +8,24 @@ import numpy as np
 import features
 from comparing.scores import comparative_sharedness
 
+PRESENT, ABSENT = 0.3, 0.2  # held-out r that a feature surely has in all of G, and surely has not in any of H
+COUNTED = {  # of features, and the ranks of `Status` that they are
+    "active often enough": (0, 1, 2, 3),
+    "present in all of G": (0, 1),
+    "absent in all of H": (0, 2),
+    "both": (0,),
+}
+
 
 class Sharedness(NamedTuple):
     """Comparative Sharedness of every feature of a layer, best first.
 
     `feature` int [rank]: their numbers; `delta` and `total` (S, the summed activation) float64 [rank]; `rho`
     float64 [rank] by run: the highest correlation with a feature of that run.
+
+    Where there are enough clusters of samples: `status`, "present, absent" or the run that breaks it (STATISTICS.md,
+    point 9), by which the features are ordered first; `held_out` and its standard `error` by run (the `other_seed`
+    of the source too); `least`: the run of `min_group` that has least of it; `counts` of the features by status.
     """
 
     source: str
@@ -24,28 +36,64 @@ class Sharedness(NamedTuple):
     delta: np.ndarray
     total: np.ndarray
     rho: dict[str, np.ndarray]
+    status: list[str] | None = None
+    held_out: dict[str, np.ndarray] | None = None
+    error: dict[str, np.ndarray] | None = None
+    least: list[str] | None = None
+    counts: dict[str, int] | None = None
+    other_seed: str | None = None
 
 
 def sharedness(
-    run: features.Run, min_group: Sequence[features.Run], max_group: Sequence[features.Run], layer: int = -1
+    run: features.Run,
+    min_group: Sequence[features.Run],
+    max_group: Sequence[features.Run],
+    layer: int = -1,
+    present: float = PRESENT,
+    absent: float = ABSENT,
 ) -> Sharedness:
     """Delta_i(M -> G, H) of every feature i of a run M: high where all runs of `min_group` G have it, and none of
     `max_group` H. `layer` is the same number in every run; negative ones count from the end.
+
+    `present` and `absent`: the held-out correlation that a feature surely has, or surely has not, to be called so.
     """
     features.check_aligned([run, *min_group, *max_group])
 
-    from comparing.comparison import rho_of  # numba comes with it, and takes half a second
-    from comparing.draws import Cell, Layer
+    from comparing.clusters import FEWEST  # numba comes with these, and takes half a second
+    from comparing.draws import Layer
+    from comparing.halves import counted
+    from comparing.per_feature import presence
+    from comparing.presence import RARE, sharedness_order, statuses
     from comparing.reader import Reader
+    from comparing.references import other_seed
+    from comparing.sides import DEFAULTS, Sides
 
     others = {other.name: other for other in (*min_group, *max_group)}
-    own, reader = Layer(run, run.layer(layer)), Reader()
-    cells = [Cell(own, Layer(other, other.layer(layer))) for other in others.values()]
-    rho = {name: forward for name, (forward, _) in zip(others, rho_of(cells, reader), strict=True)}
-    total = reader.sums(own).total
+    seed = other_seed(run)
+    everyone = others | ({seed.name: seed} if seed is not None else {})
+    own, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), DEFAULTS)
+    found = {name: presence(own, Layer(other, other.layer(layer)), sides) for name, other in everyone.items()}
+    total = sides.moments(own).total.sum(0)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
-    in_G, in_H = (np.array([rho[name] for name in group]) for group in (G, H))
-    delta = comparative_sharedness(in_G, in_H, total)
-    order = np.argsort(-delta, kind="stable")
-    ranked = {name: values[order] for name, values in rho.items()}
-    return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked)
+    rho = {name: found[name].rho for name in others}
+    delta = comparative_sharedness(*(np.array([rho[name] for name in group]) for group in (G, H)), total)
+    if sides.clusters(run).n < FEWEST:
+        order = np.argsort(-delta, kind="stable")
+        ranked = {name: values[order] for name, values in rho.items()}
+        return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked)
+    held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
+    by_group = [np.array([one[name] for name in group]) for group in (G, H) for one in (held, errors)]
+    enough = counted(sides.moments(own), sides.options.min_active)
+    status = [
+        one if counts else RARE
+        for one, counts in zip(statuses(*by_group, G, H, present, absent), enough, strict=True)
+    ]
+    order = sharedness_order(status, delta)
+    least = np.array(G)[np.array([held[name] for name in G]).argmin(axis=0)]
+    ranked, held, errors = (
+        {name: values[order] for name, values in table.items()} for table in (rho, held, errors)
+    )
+    texts = [status[feature].text for feature in order]
+    counts = {words: sum(one.rank in ranks for one in status) for words, ranks in COUNTED.items()}
+    extra = texts, held, errors, least[order].tolist(), counts, None if seed is None else seed.name
+    return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked, *extra)

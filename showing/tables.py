@@ -41,8 +41,11 @@ def as_json(run: Run, found: dict[str, object], indent: int | None = None) -> st
 
 def sharedness_columns(shared: Sharedness) -> dict[str, np.ndarray]:
     """The table's columns by heading, a row a feature."""
-    rho = {f"rho {name}": values for name, values in shared.rho.items()}
-    return {"feature": shared.feature, "Delta": shared.delta, "S": shared.total, **rho}
+    columns = {"feature": shared.feature}
+    if shared.status is not None:
+        columns["status"] = np.array(shared.status)
+    columns |= {"Delta": shared.delta, "S": shared.total}
+    return columns | {f"rho {name}": values for name, values in shared.rho.items()}
 
 
 def print_sharedness(shared: Sharedness, first: Int[np.ndarray, " place"], n_live: int):
@@ -50,25 +53,54 @@ def print_sharedness(shared: Sharedness, first: Int[np.ndarray, " place"], n_liv
     live = f"{n_live} of {len(shared.feature)} features live"
     print(f"{shared.source} {shared.layer}: {live}; the {len(first)} most")
     print(f"shared with    {', '.join(shared.min_group)}\nrather than    {', '.join(shared.max_group)}\n")
+    if shared.counts is not None:
+        print(", ".join(f"{words}: {count}" for words, count in shared.counts.items()), end="\n\n")
     table = sharedness_columns(shared)
-    widths = [max(9, len(heading) + 2) for heading in table]
-    print("".join(f"{heading:>{width}}" for heading, width in zip(table, widths, strict=True)))
-    for row in zip(*(column[first] for column in table.values()), strict=True):
-        texts = [f"{row[0]}", *(f"{value:.2f}" for value in row[1:3]), *(f"{value:.3f}" for value in row[3:])]
-        print("".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True)))
+    if shared.held_out is not None and shared.least is not None:
+        columns = {name.removeprefix("rho "): column for name, column in table.items()}
+        table = columns | shared.held_out | {"least of G": np.array(shared.least)}
+    rows = [list(map(cell, row)) for row in zip(*(column[first] for column in table.values()), strict=True)]
+    widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(table, *rows, strict=True)]
+    for row in (list(table), *rows):
+        print("".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)))
+    if shared.held_out is not None:
+        print(
+            "\nunder a run: the held-out correlation with its best partner there; present, absent: surely at least .3"
+        )
+        print(
+            "in all of G, surely at most .2 in all of H, else the run that breaks it; Delta above 0 is not yet absent"
+        )
+    if shared.other_seed is not None:
+        print(f"{shared.other_seed}: the source's own SAE from another seed")
+
+
+def cell(value: object) -> str:
+    """A table's entry: words and whole numbers as they are, else two or three decimals."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
 def sharedness_csv(shared: Sharedness) -> str:
-    """A line a feature, best first."""
+    """A line a feature, best first: with statuses also each held-out correlation and its 95 % interval."""
     table = sharedness_columns(shared)
+    for name, values in (shared.held_out or {}).items():
+        wide = 1.96 * (shared.error or {})[name]
+        table |= {f"held out {name}": values, f"low {name}": values - wide, f"high {name}": values + wide}
+    if shared.least is not None:
+        table["least of G"] = np.array(shared.least)
     return as_csv([table, *zip(*(column.tolist() for column in table.values()), strict=True)])
 
 
 def sharedness_json(source: Run, shared: Sharedness) -> str:
     """Every field of `shared`, for every feature."""
     arrays = {name: getattr(shared, name).tolist() for name in ("feature", "delta", "total")}
-    rho = {name: values.tolist() for name, values in shared.rho.items()}
-    return as_json(source, shared._asdict() | arrays | {"rho": rho})
+    tables = {
+        key: {name: values.tolist() for name, values in table.items()}
+        for key, table in (("rho", shared.rho), ("held_out", shared.held_out), ("error", shared.error))
+        if table is not None
+    }
+    return as_json(source, shared._asdict() | arrays | tables)
 
 
 def print_pair(directions: tuple[Direction, ...], metrics: list[str]):

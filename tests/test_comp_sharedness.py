@@ -13,6 +13,7 @@ import comp_sharedness
 import comparing
 import data
 import features
+from comparing import reader
 from plumbing.errors import UserError
 from showing import figures
 
@@ -78,8 +79,8 @@ def test_every_member_of_a_group_counts():
 
 def test_one_percent_is_printed_unless_told(capsys):
     rng = np.random.default_rng(0)
-    make_run("M", {"layer0": rng.random((50, 300)) * (rng.random((50, 300)) < 0.1)})
-    make_run("G", {"layer0": rng.random((50, 20))})
+    make_run("M", {"layer0": rng.random((49, 300)) * (rng.random((49, 300)) < 0.1)})
+    make_run("G", {"layer0": rng.random((49, 20))})
     arguments = ["--source", "M", "--min_group", "G", "--max_group", "M"]
     found = comp_sharedness.main(arguments)
     rows = capsys.readouterr().out.splitlines()
@@ -171,10 +172,10 @@ def test_a_run_in_both_groups_is_refused(capsys):
 
 def test_a_feature_that_never_fired_is_not_among_the_first(capsys):
     rng = np.random.default_rng(0)
-    codes = rng.random((50, 4))
+    codes = rng.random((49, 4))
     codes[:, 0] = 0
     make_run("M", {"layer0": codes})
-    make_run("G", {"layer0": rng.random((50, 20))})
+    make_run("G", {"layer0": rng.random((49, 20))})
     make_run("H", {"layer0": codes})
     found = comp_sharedness.main(
         ["--source", "M", "--min_group", "G", "--max_group", "H", "--top", "4", "--plot", "a.png"]
@@ -182,3 +183,42 @@ def test_a_feature_that_never_fired_is_not_among_the_first(capsys):
     assert found.feature[0] == 0  # its Delta is 0, those of the others below
     rows = capsys.readouterr().out.splitlines()
     assert [int(row.split()[0]) for row in rows[-3:]] == found.feature[1:].tolist()
+
+
+def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsys):
+    """Of four events in M, G has 0, 1 and 2, and H has 2; 3 is in M alone, and a fifth feature is too rare."""
+    rng = np.random.default_rng(0)
+    events = (rng.random((600, 4)) < 0.2).astype(float)
+    rare = np.zeros((600, 1))
+    rare[:5] = 9
+    make_run("M", {"layer0": np.hstack([events * [1, 2, 50, 80], rare])})
+    make_run("G", {"layer0": events[:, :3]})
+    make_run("H", {"layer0": np.stack([events[:, 2], rng.random(600) < 0.3], axis=1)})
+    words = ["--source", "M", "--min_group", "G", "--max_group", "H", "--csv", "a.csv", "--json", "a.json"]
+    found = comp_sharedness.main([*words, "--top", "5"])
+    assert found.feature.tolist() == [1, 0, 2, 3, 4]
+    assert found.status == [*["present, absent"] * 2, "present, in H", "not in G, absent", "too rare"]
+    assert list(found.counts.values()) == [4, 3, 3, 2]
+    printed = capsys.readouterr().out
+    assert "active often enough: 4, present in all of G: 3, absent in all of H: 3, both: 2" in printed
+    assert json.loads(Path("a.json").read_text())["status"] == found.status
+    row = next(csv.DictReader(Path("a.csv").read_text().splitlines()))
+    assert float(row["held out G"]) == pytest.approx(1)
+    assert float(row["low G"]) <= float(row["held out G"]) <= float(row["high G"])
+    assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
+
+
+def test_statuses_are_the_same_where_no_layer_fits_into_memory(monkeypatch):
+    rng = np.random.default_rng(1)
+    events = (rng.random((600, 12)) < 0.2) * rng.exponential(size=(600, 12))
+    for name, keep in (("M", 0.9), ("G", 0.6), ("H", 0.3)):
+        make_run(name, {"layer0": events * (rng.random((600, 12)) < keep)}, part_rows=100)
+    words = ["--source", "M", "--min_group", "G", "--max_group", "H"]
+    held = comp_sharedness.main(words)
+    monkeypatch.setattr(reader, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(features.Run, "load", None)
+    found = comp_sharedness.main(words)
+    assert found.status == held.status
+    for name in ("G", "H"):
+        np.testing.assert_allclose(found.held_out[name], held.held_out[name], atol=1e-9)
+        np.testing.assert_allclose(found.error[name], held.error[name], atol=1e-9)

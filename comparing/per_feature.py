@@ -1,0 +1,48 @@
+"""Each feature's held-out correlation with another run, and its standard error, by cluster."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from comparing.draws import Layer
+from comparing.half_sums import streamed
+from comparing.heldout import matched
+from comparing.influence import feature_errors, streamed_feature_errors
+from comparing.reader import own_share
+from comparing.sides import Sides
+from comparing.streamed import aligned
+from plumbing.processes import add_up
+
+COLUMN_BYTES = 24  # of a stored entry of the few features that errors are worked out for at a time
+
+
+class Presence(NamedTuple):
+    """Of each source feature, float64 [feature]: `held_out` correlation, its standard `error`, `rho` over all rows."""
+
+    held_out: np.ndarray
+    error: np.ndarray
+    rho: np.ndarray
+
+
+def presence(source: Layer, target: Layer, sides: Sides) -> Presence:
+    """What a layer's features find in another run's layer; every process works it out."""
+    groups = sides.clusters(source.run, target.run)
+    if sides.fit(source, target):
+        both = sides.side(source), sides.side(target)
+        found = matched(*both)[0]
+        return Presence(found.held_out, feature_errors(both[0], [both[1]], found, groups), found.every)
+    pairs, reader = own_share(sides.n_rows), sides.reader
+
+    def read():
+        start = pairs.start
+        for x, y in aligned(sides.blocks(source, None, pairs), sides.blocks(target, None, pairs)):
+            yield x, y, sides.half[start : start + x.shape[0]]
+            start += x.shape[0]
+
+    widths = reader.n_features(source), reader.n_features(target)
+    found = streamed(read, widths, reader.memory // 2, True, sides.options.min_active, add_up)[0]
+    entries = reader.entries(source) / widths[0] + reader.entries(target) / widths[1]
+    width = max(1, int(reader.memory / 2 / max(entries * COLUMN_BYTES, 1)))
+    readers = [lambda layer=layer: sides.blocks(layer) for layer in (source, target)]
+    errors = streamed_feature_errors(readers[0], readers[1:], sides.half, found, groups, width)
+    return Presence(found.held_out, errors, found.every)
