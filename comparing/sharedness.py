@@ -82,11 +82,13 @@ def sharedness(
         ranked = {name: values[order] for name, values in rho.items()}
         return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked)
     held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
-    by_group = [np.array([one[name] for name in group]) for group in (G, H) for one in (held, errors)]
+    in_G, se_G, in_H, se_H = (
+        np.array([one[name] for name in group]) for group in (G, H) for one in (held, errors)
+    )
     enough = counted(sides.moments(own), sides.options.min_active)
     status = [
         one if counts else RARE
-        for one, counts in zip(statuses(*by_group, G, H, present, absent), enough, strict=True)
+        for one, counts in zip(statuses(in_G, se_G, in_H, se_H, G, H, present, absent), enough, strict=True)
     ]
     order = sharedness_order(status, delta)
     least = np.array(G)[np.array([held[name] for name in G]).argmin(axis=0)]
