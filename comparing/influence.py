@@ -2,7 +2,7 @@
 
 The influence of row n on theta = Σ mu_i r_i / Σ mu_i, partners fixed, is
 `IF_n = [Σ_i mu_i (z_ni w_ni - r_i (z_ni² + w_ni²) / 2) + Σ_i (x_ni - mu_i)(r_i - theta)] / Σ_i mu_i`,
-z and w the standardised x_i and y_m(i) (STATISTICS.md, point 4; the infinitesimal jackknife). What inactive
+z and w the standardised x_i and y_m(i) (the infinitesimal jackknife). What inactive
 entries add is the same in all rows, so a row costs as much as it has entries.
 """
 

@@ -1,4 +1,4 @@
-"""Older scores of a pair of runs, each with its own chance level (STATISTICS.md, point 11)."""
+"""Older scores of a pair of runs, each with its own chance level."""
 
 from typing import Any, NamedTuple, no_type_check
 

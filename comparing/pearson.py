@@ -119,7 +119,7 @@ def max_correlations(
 ) -> tuple[Maxima, Maxima]:
     """The maxima of the source's features over the target's, and the other way round, in one go.
 
-    `rho_i(source->target) = max_j r_ij` (DESIGN 2), over the pairs of rows that `draw` names.
+    `rho_i(source->target) = max_j r_ij`, over the pairs of rows that `draw` names.
     """
     source, target = as_codes(source).take(draw.source), as_codes(target)
     draw.check(source.n_rows, target.n_rows)

@@ -29,7 +29,7 @@ def statuses(
     present: float = PRESENT,
     absent: float = ABSENT,
 ) -> list[Status]:
-    """Each feature's status, from held-out correlations and their standard errors (STATISTICS.md, point 9).
+    """Each feature's status, from held-out correlations and their standard errors.
 
     Present in g: rho - 1.645 se >= `present`. Absent in h: rho + 1.645 se <= `absent`. Otherwise the run that
     breaks it most is named: "present, in dino", "not in bert, absent".

@@ -21,7 +21,7 @@ class Control(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What the target's own SAE from another seed says of a direction (STATISTICS.md, point 6).
+    """What the target's own SAE from another seed says of a direction.
 
     `same_order`: it saw its data in the same order, which makes two SAEs more alike. `attenuation`: by scope, held
     out over the square root of both sides' own seeds; None where the source has none. `by_band`: the reference of
@@ -35,7 +35,7 @@ class Reference(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score and what tells how far to trust it; None where something cannot be said (STATISTICS.md, part I).
+    """A score and what tells how far to trust it; None where something cannot be said.
 
     `value`: Σ S rho / Σ S over all features. `floor`: the same with permuted rows. `adjusted`: an index, (value -
     floor) / (1 - floor), no shared fraction. `held_out`: partners chosen on one half and scored on the other;

@@ -23,8 +23,8 @@ class Sharedness(NamedTuple):
     `feature` int [rank]: their numbers; `delta` and `total` (S, the summed activation) float64 [rank]; `rho`
     float64 [rank] by run: the highest correlation with a feature of that run.
 
-    Where there are enough clusters of samples: `status`, "present, absent" or the run that breaks it (STATISTICS.md,
-    point 9), by which the features are ordered first; `held_out` and its standard `error` by run (the `other_seed`
+    Where there are enough clusters of samples: `status`, "present, absent" or the run that breaks it, by which the
+    features are ordered first; `held_out` and its standard `error` by run (the `other_seed`
     of the source too); `least`: the run of `min_group` that has least of it; `counts` of the features by status.
     """
 
@@ -63,39 +63,57 @@ def sharedness(
     from comparing.draws import Layer
     from comparing.halves import counted
     from comparing.per_feature import presence
-    from comparing.presence import RARE, sharedness_order, statuses
     from comparing.reader import Reader
     from comparing.references import other_seed
     from comparing.sides import DEFAULTS, Sides
 
-    others = {other.name: other for other in (*min_group, *max_group)}
     seed = other_seed(run)
+    others = {other.name: other for other in (*min_group, *max_group)}
     everyone = others | ({seed.name: seed} if seed is not None else {})
     own, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), DEFAULTS)
     found = {name: presence(own, Layer(other, other.layer(layer)), sides) for name, other in everyone.items()}
     total = sides.moments(own).total.sum(0)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}
-    delta = comparative_sharedness(*(np.array([rho[name] for name in group]) for group in (G, H)), total)
+    delta = comparative_sharedness(table(rho, G), table(rho, H), total)
+    bare = Sharedness(run.name, own.name, G, H, np.arange(len(delta)), delta, total, rho)
     if sides.clusters(run).n < FEWEST:
-        order = np.argsort(-delta, kind="stable")
-        ranked = {name: values[order] for name, values in rho.items()}
-        return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked)
+        return in_order(bare, np.argsort(-delta, kind="stable"))
     held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
-    in_G, se_G, in_H, se_H = (
-        np.array([one[name] for name in group]) for group in (G, H) for one in (held, errors)
+    bare = bare._replace(held_out=held, error=errors, other_seed=None if seed is None else seed.name)
+    return by_status(bare, counted(sides.moments(own), sides.options.min_active), present, absent)
+
+
+def table(by_run: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
+    """The runs' values of every feature, float64 [run, feature]."""
+    return np.array([by_run[name] for name in names])
+
+
+def in_order(found: Sharedness, order: np.ndarray) -> Sharedness:
+    """The arrays of `found` by rank; `order` int [rank] holds places in them."""
+
+    def ranked(by_run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: values[order] for name, values in by_run.items()}
+
+    return found._replace(
+        feature=found.feature[order],
+        delta=found.delta[order],
+        total=found.total[order],
+        rho=ranked(found.rho),
+        held_out=None if found.held_out is None else ranked(found.held_out),
+        error=None if found.error is None else ranked(found.error),
     )
-    enough = counted(sides.moments(own), sides.options.min_active)
-    status = [
-        one if counts else RARE
-        for one, counts in zip(statuses(in_G, se_G, in_H, se_H, G, H, present, absent), enough, strict=True)
-    ]
-    order = sharedness_order(status, delta)
-    least = np.array(G)[np.array([held[name] for name in G]).argmin(axis=0)]
-    ranked, held, errors = (
-        {name: values[order] for name, values in table.items()} for table in (rho, held, errors)
-    )
-    texts = [status[feature].text for feature in order]
+
+
+def by_status(found: Sharedness, enough: np.ndarray, present: float, absent: float) -> Sharedness:
+    """Order features by their status, then Delta. `enough` bool [feature]: active often enough to tell."""
+    from comparing.presence import RARE, sharedness_order, statuses
+
+    G, H, held, errors = found.min_group, found.max_group, found.held_out or {}, found.error or {}
+    told = statuses(table(held, G), table(errors, G), table(held, H), table(errors, H), G, H, present, absent)
+    status = [one if counts else RARE for one, counts in zip(told, enough, strict=True)]
+    order = sharedness_order(status, found.delta)
+    least = np.array(G)[table(held, G).argmin(axis=0)][order]
     counts = {words: sum(one.rank in ranks for one in status) for words, ranks in COUNTED.items()}
-    extra = texts, held, errors, least[order].tolist(), counts, None if seed is None else seed.name
-    return Sharedness(run.name, own.name, G, H, order, delta[order], total[order], ranked, *extra)
+    texts = [status[feature].text for feature in order]
+    return in_order(found, order)._replace(status=texts, least=least.tolist(), counts=counts)

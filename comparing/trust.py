@@ -1,4 +1,4 @@
-"""How far a score can be trusted: floor, held-out score, interval, coverage (STATISTICS.md).
+"""How far a score can be trusted: floor, held-out score, interval, coverage.
 
 Everything here works on what the passes found, wherever that was computed.
 """

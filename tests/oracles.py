@@ -1,4 +1,4 @@
-"""Pearson as DESIGN 2 defines it, worked out slowly in numpy float64: what the fast ways have to agree with."""
+"""Pearson as the README defines it, worked out slowly in numpy float64: what the fast ways have to agree with."""
 
 import numpy as np
 

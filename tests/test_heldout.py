@@ -188,7 +188,7 @@ def test_moments_and_n_eff_are_those_of_numpy():
 
 
 def dense_influence(x, y, match, weighs):
-    """IF_n as STATISTICS.md has it, each feature's own part of it, theta and r, on the given rows."""
+    """IF_n as influence.py's docstring has it, each feature's own part of it, theta and r, on the given rows."""
     x, y = x.astype(float), y.astype(float)
 
     def standardised(layer):

@@ -224,7 +224,7 @@ def test_runs_without_a_feature_that_counts_have_a_bare_score_only(kind):
     assert back.held_out == 0
 
 
-# ----------------------------------------------------------------------------------- must hold (STATISTICS.md)
+# ----------------------------------------------------------------------------------- must hold
 
 
 def interval(codes, names=None):
