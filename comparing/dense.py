@@ -1,15 +1,15 @@
 """Products of dense codes: matrix products of blocks of rows about their means, on a GPU where there is one."""
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
 
 from comparing.codes import DENSE_ROWS, Codes, ColumnSums, fill
+from plumbing.threads import float32_products
 
 GEMM_ADVANTAGE = 60  # multiply-adds of a matrix product in the time of one of the sparse loop, on 2 cores
 
@@ -94,18 +94,7 @@ def _product_on_gpu(y: np.ndarray, torch: ModuleType) -> Callable[[np.ndarray], 
     other = torch.from_numpy(y).cuda()
 
     def product(x: np.ndarray) -> np.ndarray:
-        with whole_float32(torch):
+        with float32_products("highest"):
             return (torch.from_numpy(x).cuda().T @ other).cpu().numpy()
 
     return product
-
-
-@contextlib.contextmanager
-def whole_float32(torch: ModuleType) -> Iterator[None]:
-    """Products of float32 without TF32, which keeps three decimals only; other code's setting is kept."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

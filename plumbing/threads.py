@@ -1,7 +1,8 @@
-"""Threads that share out rows to compiled loops, and how long OpenMP's threads wait for work."""
+"""Threads that share out rows to compiled loops, how long OpenMP's threads wait, and how exact products are."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,19 @@ def equal_ranges(costs: "np.ndarray", first: int = 0, each: int = 16) -> list[tu
     )
     edges = np.unique(np.concatenate([[0], cuts, [costs.size]])) + first
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch's float32 products at a precision: "highest", or "high" (TF32 where a GPU has it, three decimals).
+
+    What else runs in this process keeps its own setting.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,6 +1,5 @@
 """Batches of hooked activations: items decoded in DataLoader workers, one encoder forward for all layers."""
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -9,17 +8,7 @@ from data import Pairs
 from encoders.inputs import Inputs
 from encoders.wrapper import Activations, WrappedModel
 from plumbing.errors import UserError
-
-
-@contextlib.contextmanager
-def tensor_cores() -> Iterator[None]:
-    """Products of float32 by TF32 where a GPU has it; what else runs in this process keeps its own setting."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+from plumbing.threads import float32_products
 
 
 class Stream:
@@ -41,7 +30,7 @@ class Stream:
         for rows, inputs in loader:
             if isinstance(inputs, UserError):
                 raise inputs
-            with tensor_cores():
+            with float32_products("high"):
                 found = self.encoder.activations(inputs, self.layers)
             yield found._replace(rows=rows)
 

@@ -16,8 +16,9 @@ from encoders.wrapper import Activations, WrappedModel
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import processes_here, team, wait_for_all
+from plumbing.threads import float32_products
 from sae import TopKSAE, read_config
-from training.activations import Stream, tensor_cores
+from training.activations import Stream
 from training.resume import Clock
 from training.settings import Settings
 from training.token_cache import RecordedTokens
@@ -79,7 +80,7 @@ def train_on_all(
     return history
 
 
-@tensor_cores()
+@float32_products("high")
 def train_on(batch: Activations, standard: dict[int, Standardizer], trainers: Trainers):
     """A step of every trainer on its layer's tokens; one layer's are held at a time."""
     chosen = batch.real_tokens()

@@ -18,9 +18,10 @@ from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team, wait_for_all
+from plumbing.threads import float32_products
 from sae import TopKSAE
 from sae_kernels import keep_largest
-from training.activations import Stream, tensor_cores
+from training.activations import Stream
 from training.quality import Quality, Scores
 from training.token_cache import RecordedTokens
 from training.work import History, Work
@@ -207,7 +208,7 @@ def refuse_row(work: Work, layer: int, rows: Sequence[int], bad: Bool[Tensor, " 
         )
 
 
-@tensor_cores()
+@float32_products("high")
 @torch.no_grad()
 def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
     """The code of each token, CSR float32 [token, d_sae]."""
@@ -253,7 +254,7 @@ def evaluate(
 ):
     """Add tokens to an SAE's scores: its TopK reconstruction, and the firings of the codes that are recorded."""
 
-    @tensor_cores()
+    @float32_products("high")
     @torch.no_grad()
     def add(chosen: Int[Tensor, " chosen"]):
         tokens = batch.flat(layer, chosen)
