@@ -178,11 +178,14 @@ def open_pairs(
 
 
 def reopen(run: features.Run, data_root: str | None = None) -> Pairs:
-    """The rows of a recorded run; `data_root` says where the data set is now, if it has moved."""
+    """The rows of a recorded run; `data_root` says where the data set is now, if it has moved.
+
+    Files of pictures that are gone are found missing when they are read, not here.
+    """
     source = run.manifest["dataset"].get("source")
     if not source:
         raise UserError(f"run {run.name!r} does not name its samples, so there is nothing to show")
-    pairs = open_pairs(**(source | ({"data_root": data_root} if data_root else {})))
+    pairs = open_pairs(**({"unreadable": []} | source | ({"data_root": data_root} if data_root else {})))
     if pairs.fingerprint != run.fingerprint:
         raise UserError(
             f"the data set of run {run.name!r} has changed since: {len(pairs)} samples now, {run.n_samples} then; "
