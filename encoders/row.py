@@ -1,6 +1,6 @@
 """A row of the table of encoders, which a loader reads. Nothing here needs torch, which takes seconds to import."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 
 class Row(NamedTuple):
@@ -18,3 +18,10 @@ class Row(NamedTuple):
     expansion_factor: int = 8
     top_k: int = 32
     random_weights: int | None = None  # a seed: draw the weights instead of loading them
+
+
+class Asked(TypedDict):
+    """What was asked of `wrappedmodels.load` besides the checkpoint, for run.json."""
+
+    blocks: str | None
+    random_weights: int | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from encoders.blocks import choose_blocks, find_blocks, outputs_of
 from encoders.hub import file_stamp
 from encoders.inputs import Inputs
-from encoders.row import Row
+from encoders.row import Asked, Row
 from plumbing.errors import UserError, first_line
 
 
@@ -100,7 +100,7 @@ class WrappedModel:
         self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
         self.widths, self.unknown_share = parts.widths, parts.unknown_share
         self.top_k, self.expansion_factor = row.top_k, row.expansion_factor  # of SAEs that suit it
-        self.asked: dict[str, str | int | None] = {"blocks": None, "random_weights": None}
+        self.asked: Asked = {"blocks": None, "random_weights": None}
         self.tower = on_device(parts.tower.eval().requires_grad_(False), device)
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)

@@ -5,11 +5,16 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plumbing.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Header = dict[str, Any]  # JSON that was read
 
 TEMPORARY = (
     ".*.tmp*",
@@ -82,7 +87,7 @@ def check_writable(path: Path):
         beside(path).unlink(missing_ok=True)
 
 
-def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
+def write_state(file: Path, header: Mapping[str, object], tensors: "dict[str, Tensor]"):
     """Write what a killed command resumes from: a JSON header and named torch tensors."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -97,7 +102,7 @@ def write_state(file: Path, header: dict[str, Any], tensors: dict[str, Any]):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
 
 
-def read_header(file: Path) -> dict[str, Any] | None:
+def read_header(file: Path) -> Header | None:
     """The header that `write_state` wrote, without the tensors; None where there is no file."""
     from safetensors import SafetensorError, safe_open
 
@@ -112,7 +117,7 @@ def read_header(file: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def read_state(file: Path) -> "tuple[Header, dict[str, Tensor]] | None":
     """The header and the tensors that `write_state` wrote, or None where there are none."""
     from safetensors.torch import load_file
 

@@ -15,7 +15,7 @@ import features
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import Team
-from training import experiment, fit, manifest, record, resume, trainer, unfinished
+from training import experiment, fit, manifest, record, resume, saves, trainer, unfinished
 from training.activations import Stream
 from training.settings import Settings
 from training.token_cache import RecordedTokens
@@ -32,7 +32,7 @@ def cut_short(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Clock, "is_due", lambda self: True)
-        patch.setattr(fit, "report", lambda *args: 1 / 0)
+        patch.setattr(fit, "show", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command()
     return command
@@ -153,7 +153,7 @@ def test_the_training_checkpoint_goes_by_the_first_process_and_after_all_recordi
     order = []
     for owner, name in (
         (record, "restore_recording"),
-        (fit, "wait_for_all"),
+        (saves, "wait_for_all"),
         (record, "wait_for_all"),
         (RecordedTokens, "sync"),
     ):

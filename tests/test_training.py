@@ -20,7 +20,7 @@ from encoders import self_test
 from plumbing import files, processes
 from plumbing.errors import UserError
 from sae import TopKSAE
-from training import experiment, fit, flags, manifest, quality, resume, token_cache, trainer
+from training import experiment, fit, flags, given, manifest, plan, quality, resume, token_cache, trainer
 from training.activations import Stream
 from training.settings import Settings
 from training.work import Work
@@ -121,7 +121,7 @@ def test_the_manifest_says_what_was_done(train):
 
 def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
     (run,) = train()
-    held_out = fit.held_out_rows(300, data_seed=0)
+    held_out = plan.held_out_rows(300, data_seed=0)
     assert held_out.sum() == 15
     encoder, sae = SmallEncoder(), TopKSAE.load(run.path / "layer2")
     items = [encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)]
@@ -158,7 +158,7 @@ def test_held_out_samples_and_padding_never_train(train, monkeypatch):
     monkeypatch.setattr(experiment, "record", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(pairs=pairs, layers=[0])
-    assert set(rows) == set(np.flatnonzero(~fit.held_out_rows(100, 0)))
+    assert set(rows) == set(np.flatnonzero(~plan.held_out_rows(100, 0)))
     assert sum(seen) == 95 * 3  # four tokens, one of them padding
 
 
@@ -261,7 +261,7 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_layer(train):
 
 
 def held_out_row(n_samples=300):
-    return int(np.flatnonzero(fit.held_out_rows(n_samples, 0))[1])  # the first is in the self-test
+    return int(np.flatnonzero(plan.held_out_rows(n_samples, 0))[1])  # the first is in the self-test
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -292,7 +292,7 @@ def test_kept_tokens_that_are_not_finite_are_named(train, monkeypatch):
         tokens[1][rows.index(200)] = float("nan")
         return tokens
 
-    assert not fit.held_out_rows(300, 0)[200]
+    assert not plan.held_out_rows(300, 0)[200]
     monkeypatch.setattr(token_cache.RecordedTokens, "read", damaged)
     with pytest.raises(UserError, match="layer 1 gives NaN or infinite activations for row 200"):
         train()
@@ -303,9 +303,9 @@ def test_a_checkpoint_is_never_written_with_nan_in_it(train, monkeypatch, step):
     """The bad row is met between two reports; once it is repaired, the command ends as if nothing had been."""
     settings, pairs = {"layers": [0], "checkpoint_every": 1e-9}, SmallPairs(900)
     (calm,) = train(pairs=pairs, runname="calm", **settings)
-    held_out = fit.held_out_rows(900, 0)
+    held_out = plan.held_out_rows(900, 0)
     settled = {field.name: calm.manifest["training"][field.name] for field in dataclasses.fields(Settings)}
-    row = fit.training_plan(held_out, Settings(**settled))[step - 1][0]
+    row = plan.training_plan(held_out, Settings(**settled))[step - 1][0]
     written, write = [], files.write_state
 
     def finite(file, header, tensors):
@@ -357,7 +357,7 @@ class SinkEncoder(SmallEncoder):
 def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train):
     (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
     encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
-    rows = np.flatnonzero(fit.held_out_rows(300, 0))
+    rows = np.flatnonzero(plan.held_out_rows(300, 0))
     found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in rows]), [2])
     all_tokens, recorded = found.layers[2][found.mask], found.layers[2][:, 1]
     for tokens, field in ((all_tokens, "fvu"), (recorded, "fvu_recorded")):
@@ -379,7 +379,7 @@ def test_tokens_that_are_alike_in_size_are_not_warned_of(train):
 def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     """The fractions too; FVU stays that of the SAE, which is a TopK one."""
     topk, relu = (train(activation=activation, runname=activation)[0] for activation in ("topk", "relu"))
-    held_out = fit.held_out_rows(300, 0)
+    held_out = plan.held_out_rows(300, 0)
     sae, encoder = TopKSAE.load(relu.path / "layer1"), SmallEncoder()
     items = encoder.collate([encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)])
     active = (sae.pre_acts(encoder.activations(items, [1]).layers[1][:, :3].flatten(0, 1)) > 0).double()
@@ -493,7 +493,7 @@ def rewrite_config(folder, **changes):
         ({"blocks.1.hook_resid_post": None}, [1]),
         ({"a": "blocks.2.hook_resid_post", "b7": "visual.transformer.resblocks.0"}, [0, 2]),
         ({"top1_layer2": "encoder.layer.1"}, "top1_layer2 could be of layer 1 or 2"),
-        ({"run2": None}, "neither many/run2's name nor its cfg.json tells its layer"),
+        ({"run2": None}, "neither many/run2's name nor its cfg.json states its layer"),
         ({"top1_layer2": None, "top2_layer2": None}, "top1_layer2 and many/top2_layer2 are both of layer 2"),
         ({"layer3": None}, "layer 3"),
     ],
@@ -504,7 +504,7 @@ def test_an_saes_layer_is_the_one_its_hook_or_its_folder_names(train, monkeypatc
     )
     for name, hook in folders.items():
         TopKSAE(8, 24, 2).save(f"many/{name}", {"hook_name": hook} if hook else {})
-    found = lambda: sorted(fit.find_saes(Path("many"), SmallEncoder(), None))  # noqa: E731
+    found = lambda: sorted(given.find_saes(Path("many"), SmallEncoder(), None))  # noqa: E731
     if isinstance(expected, list):
         assert found() == expected
     else:

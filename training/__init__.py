@@ -1,6 +1,6 @@
 """Fit SAEs on an encoder's hooked activations, then record every sample's features."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.settings import Settings
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    """`train` needs torch, which takes seconds to import: it is imported when it is asked for."""
+def __getattr__(name: str) -> object:
+    """Import `train` when it is asked for: it needs torch, which takes seconds to import."""
     if name == "train":
         from training.experiment import train
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -26,16 +26,29 @@ from plumbing.errors import UserError
 from plumbing.processes import team, wait_for_all
 from training import resume
 from training.activations import Stream
-from training.fit import find_saes, fit, held_out_rows
+from training.fit import fit
+from training.given import find_saes
 from training.manifest import costs, finish
+from training.plan import held_out_rows
 from training.record import record
 from training.settings import Settings
-from training.unfinished import Unfinished, release_locks
+from training.unfinished import Mark, Unfinished, release_locks
 from training.work import Job, Work
 
 SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that are one for all runs of a stream
 
 LAST = (-1,)
+
+
+class Options(TypedDict, total=False):
+    """How a command works, which decides no number of its runs but for `sae`."""
+
+    sae: str | None  # a folder of SAEs to record with, instead of training any
+    overwrite: bool  # replace runs of these names
+    workers: int  # processes that decode items
+    checkpoint_every: float  # seconds
+    command: list[str] | None  # the words that were typed, for run.json
+    started: float | None  # the monotonic time from which the runs' seconds count; None: now
 
 
 def train(
@@ -44,7 +57,7 @@ def train(
     name: str,
     layers: Sequence[int] | None = LAST,
     settings: Settings = Settings(),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> features.Run:
     """Train an SAE on each of the encoder's `layers` and record every sample's features in sae_features/NAME/.
 
@@ -130,7 +143,7 @@ def settled(settings: Settings, encoder: WrappedModel) -> Settings:
     )
 
 
-def identity(work: Work) -> dict[str, Any]:
+def identity(work: Work) -> Mark:
     """The settings that a checkpoint must match before we resume from it."""
     encoder, pairs = work.stream.encoder, work.stream.pairs
     return {

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import data
 import features
@@ -127,15 +126,12 @@ def add_settings(parser: Parser):
     """The fields of `Settings`, of which --top_k and --seeds take several values: a run for each."""
     flags: Flags = settings.FLAGS
     for flag, options in flags.items():
-        several: dict[str, Any] = {
-            **options,
-            "nargs": "+",
-            "help": f"{options['help']}; several: a run for each",
-        }
+        several = {**options, "nargs": "+", "help": f"{options['help']}; several: a run for each"}
         if flag == "--seed":
-            parser.add_argument("--seeds", flag, **several | {"default": [options["default"]]})
+            kind, default, text = options["type"], [options["default"]], several["help"]
+            parser.add_argument("--seeds", flag, nargs="+", type=kind, default=default, help=text)
         else:
-            parser.add_argument(flag, **(several if flag == "--top_k" else options))
+            add_flags(parser, {flag: several if flag == "--top_k" else options})
 
 
 def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str):

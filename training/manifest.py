@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ def finish(
     saes: dict[int, TopKSAE],
     scores: dict[int, Scores],
     history: History,
-    measured: dict[str, Any],
+    measured: dict[str, object],
 ) -> features.Run:
     """Write a job's samples, its training curve and its manifest, which makes the run whole.
 
@@ -37,11 +36,13 @@ def finish(
     features.write_samples(folder, rows)
     own = slice(number * len(names), (number + 1) * len(names))
     if history:
-        draw_curve(folder / "training_curve.png", names, [[step, found[own]] for step, found in history])
+        draw_curve(folder / "training_curve.png", names, [[step, reports[own]] for step, reports in history])
     return features.finish_run(folder, manifest(work, number, saes, scores) | measured)
 
 
-def manifest(work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]) -> dict[str, Any]:
+def manifest(
+    work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]
+) -> features.Manifest:
     """What run.json says of a job, but for what it took."""
     job, encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
     names, training = {layer: f"layer{layer}" for layer in saes}, work.described(job)
@@ -78,7 +79,7 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def costs(work: Work) -> dict[str, Any]:
+def costs(work: Work) -> dict[str, object]:
     """Seconds, samples per second, peak memory in bytes (of the process that took most), hardware, versions."""
     seconds = time.monotonic() - work.started
     own = work.stream.encoder.device
@@ -99,7 +100,7 @@ def costs(work: Work) -> dict[str, Any]:
     }
 
 
-def cautions(manifest: dict[str, Any]) -> list[str]:
+def cautions(manifest: features.Manifest) -> list[str]:
     """What a reader of the scores should know of some layers, a line each."""
     lines = []
     for field, tokens in (("fvu", "all tokens"), ("fvu_recorded", "the recorded tokens")):

@@ -4,11 +4,10 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import features
 from plumbing.errors import UserError
-from training.unfinished import Unfinished, first_difference, has_begun
+from training.unfinished import Mark, Unfinished, first_difference, has_begun
 
 CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
 
@@ -39,7 +38,7 @@ def check_given(sae: str | None, path: Path):
             )
 
 
-def open_folders(folders: Sequence[Unfinished], identity: dict[str, Any], overwrite: bool) -> float:
+def open_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool) -> float:
     """Lock and prepare the run folders, or find what a killed command of the same identity left; returns its seconds.
 
     A whole run and what another command has begun are refused, unless they are to be overwritten, which starts
@@ -57,7 +56,7 @@ def open_folders(folders: Sequence[Unfinished], identity: dict[str, Any], overwr
     return 0.0
 
 
-def check_folders(folders: Sequence[Unfinished], identity: dict[str, Any], overwrite: bool):
+def check_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool):
     """Refuse the folders that this command may not write to."""
     for one in folders:
         one.check_place()
@@ -67,7 +66,7 @@ def check_folders(folders: Sequence[Unfinished], identity: dict[str, Any], overw
             one.check(identity)
 
 
-def can_resume(folders: Sequence[Unfinished], identity: dict[str, Any]) -> bool:
+def can_resume(folders: Sequence[Unfinished], identity: Mark) -> bool:
     """Whether this command was killed and left something: a state, or whole runs that it was cleaning up."""
     marks = [one.mark() for one in folders]
     known = [first_difference(mark, identity) is None for mark in marks if mark]

@@ -1,22 +1,32 @@
-"""What decides a run's numbers besides its encoder, its layers and its data. Nothing here needs torch."""
+"""`Settings`: what decides a run's numbers besides its encoder, its layers and its data. Needs no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TypedDict, TypeVar, Unpack
 
 from plumbing.commandline import Flags, above_zero, natural, positive
 from plumbing.errors import UserError
 
+Value = TypeVar("Value")
 
-def setting(default: Any, text: str, **typed: Any) -> Any:
-    """A field with its default, its documentation, and what argparse takes to read it."""
+
+class Typed(TypedDict, total=False):
+    """How argparse reads a value."""
+
+    type: Callable[[str], object]
+    choices: tuple[str, ...]
+
+
+def setting(default: Value, text: str, **typed: Unpack[Typed]) -> Value:
+    """A field with its default and its documentation."""
     return field(default=default, metadata={"help": text, **typed})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the SAEs of a run are trained and recorded; with all of them settled, run.json's `training`.
+    """How the SAEs of a run are trained and recorded; `training` in run.json.
 
-    The text of each field is its documentation here and its flag's in `--help`.
+    The text of each field is also its flag's in `--help`.
     """
 
     activation: str = setting("topk", "the codes that are recorded", choices=("topk", "relu"))

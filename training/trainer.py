@@ -108,6 +108,14 @@ def default_lr(d_sae: int, n_steps: int) -> float:
     return 2e-4 / math.sqrt(d_sae / 2**14) * faster
 
 
+class Report(NamedTuple):
+    """What a trainer says of its steps since its last report."""
+
+    loss: float  # summed over the steps
+    fvu: float
+    dead_fraction: float  # of latents, as AuxK takes them for dead now
+
+
 class LayerTrainer:
     """One `sae.TopKSAE` in training on standardised tokens.
 
@@ -168,14 +176,14 @@ class LayerTrainer:
         self.report_sums += sums
         self.steps_done += 1
 
-    def report(self) -> tuple[float, float, float]:
-        """Summed loss, FVU, and dead fraction of all processes since the last report; waits for the device."""
+    def report(self) -> Report:
+        """What the steps since the last report gave, over all processes' tokens; waits for the device."""
         loss, error, variance = self.report_sums.tolist()
         self.report_sums.zero_()
         n_dead = int(self.dead().sum())
         if self.most_dead is not None:
             self.most_dead = min(max(DEAD_ROOM, 2 * n_dead), self.sae.d_sae)
-        return loss, error / variance if variance else math.nan, n_dead / self.sae.d_sae
+        return Report(loss, error / variance if variance else math.nan, n_dead / self.sae.d_sae)
 
     def is_finite(self, whole: bool) -> bool:
         """Whether no loss since the last report is NaN or infinite, nor, of the whole, any weight; a host sync.

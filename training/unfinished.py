@@ -11,9 +11,9 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 import features
+from encoders.row import Asked
 from plumbing import files
 from plumbing.errors import UserError
 
@@ -37,6 +37,19 @@ FOLDERS = {
 _held: dict[Path, int] = {}  # the open lock files of this process
 
 
+class Mark(Asked):
+    """What `unfinished.json` holds: the settings that a command must match to resume (`experiment.identity`)."""
+
+    model: str
+    checkpoint: str
+    fingerprint: str  # of the samples
+    files: str  # a stamp of the data's files
+    encoder_files: str  # and of the checkpoint's
+    caption: str | None
+    processes: int
+    runs: dict[str, dict[str, object]]  # the settings of each run of the command, by name
+
+
 class Unfinished:
     """One run folder of a command that is at work, or was killed."""
 
@@ -55,7 +68,7 @@ class Unfinished:
         headers = [files.read_header(file) for file in (self.recording_file(0), self.training_file)]
         return next((header["seconds"] for header in headers if header), 0.0)
 
-    def mark(self) -> dict[str, Any] | None:
+    def mark(self) -> Mark | None:
         """The settings of the command that owns the folder; None where there is no mark."""
         try:
             mark = json.loads(self.file.read_text(encoding="utf-8"))
@@ -84,7 +97,7 @@ class Unfinished:
                 f"{nearest.resolve()} cannot be written to: change its permissions, or work elsewhere"
             )
 
-    def check(self, identity: dict[str, Any] | None):
+    def check(self, identity: Mark | None):
         """Refuse, before anything is touched, a folder that is not free for a command of this `identity`.
 
         Without an identity, which is known once the encoder is loaded, a marked folder passes.
@@ -112,7 +125,7 @@ class Unfinished:
                 "--runname, move it away, or add --overwrite to remove what there is of a run"
             )
 
-    def start(self, identity: dict[str, Any]):
+    def start(self, identity: Mark):
         """Empty the folder of any run and mark it as this command's.
 
         What an older command would resume from goes before the new mark comes, so that no mark ever stands beside
@@ -231,7 +244,7 @@ os.register_at_fork(
 )  # or a DataLoader's worker would outlive its parent as a holder
 
 
-def has_begun(mark: dict[str, Any]) -> bool:
+def has_begun(mark: Mark) -> bool:
     """Whether a marked command got so far that there is something to resume from."""
     first = features.run_path(next(iter(mark["runs"])))
     return any(first.glob("unfinished-*.safetensors"))
@@ -244,7 +257,7 @@ CHANGED = {  # what a difference means, where its two values tell a reader nothi
 }
 
 
-def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+def first_difference(before: object, now: object, name: str = "") -> str | None:
     """Name the first value in which two JSON-like settings differ, or None."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,13 +12,20 @@ from training.activations import Stream
 from training.settings import Settings
 from training.unfinished import Unfinished
 
-History = list[
-    list
-]  # of the reports in training: [step, (loss, FVU, dead fraction) of each layer of each job]
+
+class State(TypedDict):
+    """The header of a file that a killed command resumes from."""
+
+    seconds: float  # that the command had worked
+    done: int  # steps trained, or part files written
+    history: "History"
+
+
+History = list[list]  # as JSON: the step, and every trainer's `Report`, job by job, layer by layer
 
 
 class Job(NamedTuple):
-    """One run to be: its folder and its settings, all of them settled."""
+    """One run that is being made: its folder, and its settings with nothing left open."""
 
     unfinished: Unfinished
     settings: Settings
@@ -30,30 +37,28 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All that a command has to do; its jobs share every activation, and the first one's folder holds the state."""
+    """What a command has to do. Its jobs share every activation; the first job's folder holds the state to resume from."""
 
     stream: Stream
     jobs: list[Job]
     held_out: Bool[np.ndarray, " sample"]  # never train
-    sae: str | None  # where SAEs lie that are trained already; None: train
-    started: (
-        float  # the monotonic time at which the command would have started, had it never been interrupted
-    )
+    sae: str | None  # the folder of given SAEs; None: train
+    started: float  # the monotonic time at which it would have started, had it never been interrupted
 
     def judged(self) -> Bool[np.ndarray, " sample"]:
-        """The samples that scores are of: those held out, or all where there are too few to hold any out."""
+        """The samples that the scores are of: those held out, or all where they are too few to hold any out."""
         return self.held_out if self.held_out.any() else ~self.held_out
 
     def state(self) -> Unfinished:
         """The folder that holds what the command resumes from."""
         return self.jobs[0].unfinished
 
-    def header(self, done: int, history: History) -> dict[str, Any]:
-        """What every state file says of itself."""
+    def header(self, done: int, history: History) -> State:
+        """The header of a state file that is written now."""
         return {"seconds": time.monotonic() - self.started, "done": done, "history": history}
 
-    def described(self, job: Job) -> dict[str, Any]:
-        """Everything that decides a job's numbers besides its encoder and its data; run.json's `training`."""
+    def described(self, job: Job) -> dict[str, object]:
+        """What decides a job's numbers besides its encoder and its data: `training` in run.json."""
         stream = self.stream
         where = {"layers": stream.layers, "token": stream.encoder.token}
-        return where | asdict(job.settings) | {"sae": self.sae}
+        return {**where, **asdict(job.settings), "sae": self.sae}

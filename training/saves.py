@@ -1,0 +1,37 @@
+"""The SAEs of a run folder: written beside its features, and read back from there or from elsewhere."""
+
+from pathlib import Path
+
+from plumbing.processes import team, wait_for_all
+from sae import TopKSAE
+from training.work import Job, Work
+
+
+def save_saes(work: Work, saes: list[dict[int, TopKSAE]]):
+    """Save every job's SAEs in its folder; returns, in every process, when they are there."""
+    if team().rank == 0:
+        for job, layers in zip(work.jobs, saes, strict=True):
+            for layer, folder in layer_folders(work, job).items():
+                layers[layer].save(folder, metadata(work, layer))
+    wait_for_all()
+
+
+def metadata(work: Work, layer: int) -> dict[str, str]:
+    """Where an SAE comes from, by SAELens' names; part of its cfg.json."""
+    encoder = work.stream.encoder
+    hook = f"{encoder.model}.layer{layer}"
+    return {
+        "model_name": encoder.checkpoint,
+        "hook_name": hook,
+        "dataset_path": work.stream.pairs.name,
+    }
+
+
+def layer_folders(work: Work, job: Job) -> dict[int, Path]:
+    """The folder of each of a job's SAEs, by layer."""
+    return {layer: job.folder / f"layer{layer}" for layer in work.stream.layers}
+
+
+def load_saes(work: Work, folders: dict[int, Path]) -> dict[int, TopKSAE]:
+    """Load saved SAEs, by layer, onto the encoder's device."""
+    return {layer: TopKSAE.load(folder).to(work.stream.encoder.device) for layer, folder in folders.items()}
