@@ -1,16 +1,20 @@
 """Each feature's held-out correlation with another run, and its standard error, by cluster."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+import features
+from comparing.clusters import FEWEST
 from comparing.draws import Layer
 from comparing.half_sums import streamed
 from comparing.heldout import matched
 from comparing.influence import feature_errors, streamed_feature_errors
-from comparing.reader import own_share
-from comparing.sides import Sides
+from comparing.reader import Reader, own_share
+from comparing.sides import DEFAULTS, Sides
 from comparing.streamed import aligned
+from plumbing.errors import UserError
 from plumbing.processes import add_up
 
 COLUMN_BYTES = 24  # of a stored entry of the few features that errors are worked out for at a time
@@ -22,6 +26,20 @@ class Presence(NamedTuple):
     held_out: np.ndarray
     error: np.ndarray
     rho: np.ndarray
+
+
+def in_last_layers(run: features.Run, layer: str, others: Sequence[features.Run]) -> dict[str, Presence]:
+    """What a layer's features find in the last layer of each of other runs, by their names.
+
+    Errors: runs of other samples; too few samples to hold half of them out.
+    """
+    features.check_aligned([run, *others])
+    sides = Sides([run, *others], Reader(), DEFAULTS)
+    if sides.clusters(run, *others).n < FEWEST:
+        raise UserError(f"{run.n_samples} samples are too few for held-out correlations: leave out --compare")
+    return {
+        other.name: presence(Layer(run, layer), Layer(other, other.layers[-1]), sides) for other in others
+    }
 
 
 def presence(source: Layer, target: Layer, sides: Sides) -> Presence:

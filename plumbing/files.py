@@ -59,6 +59,24 @@ def write_text(path: Path, text: str):
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_again(path: Path, content: bytes):
+    """Write whole or not at all what can be made again: nothing waits until it would outlast a power cut.
+
+    Several processes may write the same file. Error: the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if is_full(error):
+            raise UserError(
+                f"the disk of {path.parent}/ is full: free some, then repeat the command"
+            ) from error
+        raise
+
+
 def sync(path: Path):
     """Return when a file's content, or a folder's list of entries, would outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)

@@ -132,7 +132,10 @@ def _make(pairs: Pairs, made: Thumbnails, rows: list[int], pool: ThreadPoolExecu
 
     def write(row: int) -> str | None:
         content = encoded(row)
-        return content if isinstance(content, str) else _write(made.path(row), content)
+        if isinstance(content, str):
+            return content
+        files.write_again(made.path(row), content)
+        return None
 
     tried = rows[:: -(-len(rows) // TRIED)]
     started = time.perf_counter()
@@ -142,7 +145,7 @@ def _make(pairs: Pairs, made: Thumbnails, rows: list[int], pool: ThreadPoolExecu
         files.make_folder(made.path(number * FOLDER_ROWS).parent)
     for row, content in contents.items():
         if isinstance(content, bytes):
-            _write(made.path(row), content)
+            files.write_again(made.path(row), content)
         else:
             made.missing[row] = content
     rest = [row for row in rows if row not in contents]
@@ -177,21 +180,6 @@ def _jpeg(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
-
-
-def _write(path: Path, content: bytes):
-    """Write a thumbnail whole or not at all; it is only a cache, and is not waited for until it is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if files.is_full(error):
-            raise UserError(
-                f"the disk of {path.parent} is full: free some, then give the command again"
-            ) from error
-        raise
 
 
 def _link(source: Path, target: Path):

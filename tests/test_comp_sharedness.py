@@ -138,7 +138,7 @@ def test_the_sheets_of_the_first_features_are_made(capsys):
     arguments = ["--source", "M", "--min_group", "G", "--max_group", "M", "--top", "2", "--show"]
     found = comp_sharedness.main(arguments)
     sheets = sorted(path.name for path in Path("imgs/M").iterdir())
-    assert sheets == sorted(f"layer0-feature{feature:05d}.png" for feature in found.feature[:2])
+    assert sheets == sorted(f"layer0-feature{feature:05d}.jpg" for feature in found.feature[:2])
     assert "2 sheets in imgs/M/" in capsys.readouterr().out
 
 
