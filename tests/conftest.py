@@ -17,6 +17,19 @@ install_import_hook(
 
 
 @pytest.fixture
+def train(tmp_path, monkeypatch):
+    """`small_world.train` in an empty folder, without the picture, which would take longer than all else."""
+    import small_world
+
+    from plumbing import files
+    from training import manifest
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(manifest, "draw_curve", lambda file, *rest: files.write_text(file, "a curve"))
+    return small_world.train
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Scans are kept in the user's cache folder; a test has its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

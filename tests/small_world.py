@@ -9,6 +9,7 @@ from data import Pairs
 from encoders.wrapper import Activations, WrappedModel
 from sources.opened import Sample
 from training import experiment, flags
+from training.activations import Stream
 from training.settings import Settings
 
 
@@ -79,12 +80,20 @@ class SmallEncoder(WrappedModel):
         return Activations(found, mask, recorded)
 
 
+def variants(runname="run", seeds=(0,), top_k=(2,), **settings):
+    """The settings of each run of a command, by its name."""
+    return flags.name_variants(runname, Settings(**{"batch_size": 16, **settings}), list(top_k), list(seeds))
+
+
+def prepare(encoder=None, pairs=None, layers=(0, 1, 2), sae=None, **settings):
+    """The work of a command, its run folders opened, which neither tested its encoder nor did any of it."""
+    stream = Stream(encoder or SmallEncoder(), pairs or SmallPairs(300), list(layers))
+    return experiment.prepare(stream, variants(**settings), sae, overwrite=False, started=0.0)
+
+
 def train(
     encoder=None,
     pairs=None,
-    runname="run",
-    seeds=(0,),
-    top_k=(2,),
     layers=("all",),
     sae=None,
     overwrite=False,
@@ -92,13 +101,10 @@ def train(
     **settings,
 ):
     """Train on the small world as a script does that was given these flags; returns the runs."""
-    variants = flags.name_variants(
-        runname, Settings(**{"batch_size": 16, **settings}), list(top_k), list(seeds)
-    )
     return experiment.train_all(
         encoder or SmallEncoder(),
         pairs or SmallPairs(300),
-        variants,
+        variants(**settings),
         flags.asked_layers(layers and list(layers), sae),
         sae=sae,
         overwrite=overwrite,

@@ -1,13 +1,16 @@
-"""torchrun: two processes train and record what one does with batches of twice the size."""
+"""torchrun: two processes train and record what one does with batches of twice the size, each on its own GPU."""
 
 import json
 import socket
 
 import numpy as np
 import pytest
+import torch
 from children import finish, start
 
 import features
+from plumbing import processes
+from plumbing.errors import UserError
 from sae import TopKSAE
 
 COMMAND = {"epochs": 6, "part_rows": 50, "n_samples": 320}
@@ -61,3 +64,32 @@ def test_two_processes_agree_on_the_scores(runs):
         for layer, value in one[field].items():
             assert two[field][layer] == pytest.approx(value, rel=1e-3, abs=1e-3)
     assert one["evaluated_samples"] == two["evaluated_samples"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "rank", "gpus", "expected"),
+    [
+        (None, 1, 0, 0, "cpu"),
+        (None, 2, 1, 0, "cpu"),
+        ("cpu", 2, 1, 2, "cpu"),
+        (None, 1, 0, 2, "cuda:0"),
+        ("cuda", 1, 0, 2, "cuda:0"),
+        ("cuda:1", 1, 0, 2, "cuda:1"),
+        (None, 2, 1, 2, "cuda:1"),
+        ("cuda", 2, 1, 2, "cuda:1"),
+        ("cuda:0", 2, 1, 2, "cuda:0 is one GPU for 2 processes: type --device cuda"),
+        ("cuda", 3, 2, 2, "GPU 2 is asked for, of 2: start 2 processes"),
+        ("cuda:5", 1, 0, 2, "GPU 5 is asked for, of 2: type cuda:0 to cuda:1"),
+        ("cuda", 1, 0, 0, "no GPU can be used here; type --device cpu"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in (("WORLD_SIZE", count), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, str(value))
+    if expected == "cpu" or (expected.startswith("cuda:") and " " not in expected):
+        assert processes.own_device(asked) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            processes.own_device(asked)

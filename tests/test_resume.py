@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_world
 from children import content
 from small_world import SmallEncoder, SmallPairs
 
@@ -23,12 +22,11 @@ from training.work import Job, Work
 
 
 @pytest.fixture
-def cut_short(tmp_path, monkeypatch):
+def cut_short(train, monkeypatch):
     """A command that was interrupted in training; returns it, to be given again with changes."""
-    monkeypatch.chdir(tmp_path)
 
     def command(pairs=None, **changes):
-        return small_world.train(pairs=pairs, epochs=4, checkpoint_every=1e-9, **changes)
+        return train(pairs=pairs, epochs=4, checkpoint_every=1e-9, **changes)
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Clock, "is_due", lambda self: True)
