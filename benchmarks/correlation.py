@@ -13,8 +13,9 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,10 +25,13 @@ import numba
 import numpy as np
 import scipy.sparse
 
-from comparing.codes import Codes
-from comparing.pearson import max_correlations
+from comparing.codes import Codes, Matrix
+from comparing.pearson import Maxima, max_correlations
 from plumbing import threads
 from plumbing.commandline import Parser, positive, script
+
+if TYPE_CHECKING:
+    import torch
 
 IMPORTED = time.perf_counter() - started
 TIMES_FASTER, PEAK_GIB = 200, 2.0  # of one pair of layers
@@ -174,7 +178,7 @@ def measure_layers(arguments) -> dict[str, bool]:
 # ------------------------------------------------------------------------------------------- contenders
 
 
-def engine(source: Any, target: Any) -> Any:
+def engine(source: Matrix, target: Matrix) -> tuple[Maxima, Maxima]:
     """From what a run's loading gives to the maxima of both directions; nothing is kept between calls."""
     return max_correlations(Codes(source), Codes(target))
 
@@ -186,7 +190,7 @@ def plain_numpy(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         return np.nan_to_num(x.T @ y / len(x), copy=False).max(1)
 
 
-def plain_torch(source: np.ndarray, target: np.ndarray) -> Any:
+def plain_torch(source: np.ndarray, target: np.ndarray) -> "torch.Tensor":
     import torch
 
     torch.set_num_threads(threads.threads())
@@ -245,7 +249,7 @@ def relu_codes(rows: int, d_sae: int, seed: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def seconds(run: Any, *sides: Any) -> float:
+def seconds(run: Callable[[Matrix, Matrix], object], *sides: Matrix) -> float:
     begun = time.perf_counter()
     run(*sides)
     return time.perf_counter() - begun
@@ -255,7 +259,7 @@ def spread(times: list[float]) -> str:
     return f"{statistics.median(times):.3f} s ({min(times):.3f} to {max(times):.3f})"
 
 
-def load_seconds(codes: list[Any]) -> float:
+def load_seconds(codes: Sequence[scipy.sparse.csr_array]) -> float:
     """Reading the layers from .npz files, as runs are read."""
     import tempfile
 
@@ -268,11 +272,11 @@ def load_seconds(codes: list[Any]) -> float:
         return time.perf_counter() - begun
 
 
-def stored_gib(codes: list[Any]) -> float:
+def stored_gib(codes: Sequence[scipy.sparse.csr_array]) -> float:
     return sum(side.data.nbytes + side.indices.nbytes + side.indptr.nbytes for side in codes) / 2**30
 
 
-def peak_gib(run: Any) -> float:
+def peak_gib(run: Callable[[], object]) -> float:
     """The highest resident memory during a call above that before it, by Linux's own count."""
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     before = resident("VmRSS")

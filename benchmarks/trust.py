@@ -26,7 +26,7 @@ from comparing.found import Facts, Found
 from comparing.halves import Side
 from comparing.heldout import matched, shuffled
 from comparing.influence import influence
-from comparing.streamed import max_correlations
+from comparing.pearson import max_correlations
 
 TARGET, REPEATS = 5, 5
 ASKED_FOR = "strata drawn, if asked for"

@@ -22,6 +22,9 @@ AddUp = Callable[[np.ndarray, str], None]
 
 Matrix = np.ndarray | scipy.sparse.csr_array  # float [row, feature]
 
+# Stored entries row by row: starts of the rows, features, activations; or feature by feature, likewise.
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
 
 
@@ -108,14 +111,14 @@ class Codes:
         return scipy.sparse.issparse(self.matrix)
 
     @functools.cached_property
-    def by_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_row(self) -> Entries:
         """CSR: starts of the rows, features (16 bit where they fit: less to fetch), activations."""
         csr = scipy.sparse.csr_array(self.matrix)
         index = np.uint16 if self.n_features <= 1 << 16 else np.uint32
         return csr.indptr.astype(np.int64), csr.indices.astype(index), csr.data.astype(np.float32, copy=False)
 
     @functools.cached_property
-    def by_feature(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_feature(self) -> Entries:
         """CSC: starts of the features, rows, activations."""
         csc = scipy.sparse.csc_array(self.matrix)
         return (

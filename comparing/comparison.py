@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 import features
-from comparing import draws, scores, streamed
+from comparing import draws, scores
 from comparing.clusters import FEWEST
 from comparing.directions import comparison_of, nuisance
-from comparing.draws import Cell, Draw, Layer
+from comparing.draws import Cell, Draw, Layer, aligned
 from comparing.kept import read_kept, write_kept
 from comparing.passes import evidence
-from comparing.pearson import Maxima, Sums, max_correlations
+from comparing.pearson import Maxima, Sums, max_correlations, streamed_maxima
 from comparing.reader import Reader, own_share
 from comparing.references import note, referenced
 from comparing.results import METRICS, OLDER, Comparison, Direction, Score
@@ -39,7 +39,7 @@ def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
     pairs = own_share(cell.draw.n_pairs(cell.source.run.n_samples))
     weights = None if cell.draw.weights is None else cell.draw.weights[pairs]
     memory = reader.memory // 4
-    return streamed.streamed_maxima(lambda: cell.blocks(pairs, memory), reader.memory // 2, add_up, weights)
+    return streamed_maxima(lambda: cell.blocks(pairs, memory), reader.memory // 2, add_up, weights)
 
 
 def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -69,7 +69,7 @@ def pair_sums(cell: Cell, reader: Reader) -> Sums:
         source, target = reader.codes(cell.source), reader.codes(cell.target)
         return Sums.of(source.take(cell.draw.source), target.take(cell.draw.target), cell.draw.weights)
     sums = Sums(n_source, n_target)
-    for x, y in streamed.aligned(*cell.blocks(slice(None), reader.memory // 4)):
+    for x, y in aligned(*cell.blocks(slice(None), reader.memory // 4)):
         sums.add(x, y)
     return sums
 

@@ -9,8 +9,7 @@ import features
 from comparing import scores
 from comparing.clusters import Clusters, permutation
 from comparing.drivers import drivers, nuisance_of, sampled
-from comparing.found import Evidence, Found
-from comparing.partners import Matched
+from comparing.found import Evidence, Found, Matched
 from comparing.passes import SCOPES
 from comparing.results import Comparison, Direction, Drivers, Nuisance, Score, rounded
 from comparing.sides import RunPair, Sides

@@ -1,7 +1,7 @@
 """Which rows count, how often, and whom they are paired with: all of them, a floor's permutation, a half, a fold."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +9,9 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 import features
-from comparing.codes import ENTRY_BYTES
+from comparing.codes import ENTRY_BYTES, Matrix
 
+JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 FLOOR_SEED = 0  # of the row permutation that a floor is the score of
 
 
@@ -122,3 +123,34 @@ def chosen_rows(layer: Layer, rows: Int[np.ndarray, " row"]) -> scipy.sparse.csr
         parts.append(block[rows[first:reached].astype(np.int64) - start])
         start += block.shape[0]
     return scipy.sparse.vstack(parts, format="csr")
+
+
+def aligned(source: Iterable[Matrix], target: Iterable[Matrix]) -> Iterator[tuple[Matrix, Matrix]]:
+    """Blocks of rows of two readers, cut so that they hold the same rows."""
+    others = joined(target)
+    y = next(others, None)
+    for x in joined(source):
+        while y is not None and x.shape[0]:
+            rows = min(x.shape[0], y.shape[0])
+            if rows:
+                yield cut(x, 0, rows), cut(y, 0, rows)
+            x = cut(x, rows, x.shape[0])
+            y = cut(y, rows, y.shape[0]) if rows < y.shape[0] else next(others, None)
+
+
+def cut(block: Matrix, first: int, last: int) -> Matrix:
+    """Some rows of a block; the block itself where they are all, which copies nothing."""
+    return block if (first, last) == (0, block.shape[0]) else block[first:last]
+
+
+def joined(blocks: Iterable[Matrix]) -> Iterator[Matrix]:
+    """Sparse blocks joined until they hold JOINED_ENTRIES: the sums are gone through once for each block."""
+    held = []
+    for block in blocks:
+        held.append(block)
+        sparse = scipy.sparse.issparse(block)
+        if not sparse or sum(one.nnz for one in held) >= JOINED_ENTRIES:
+            yield block if len(held) == 1 else scipy.sparse.vstack(held, format="csr")
+            held = []
+    if held:
+        yield scipy.sparse.vstack(held, format="csr")

@@ -5,10 +5,9 @@ from jaxtyping import Bool
 
 from comparing.clusters import FLOOR_SEED, Clusters
 from comparing.codes import Codes
-from comparing.found import Found, weighted
+from comparing.found import Found, Matched, Shuffled, weighted
 from comparing.halves import Moments, Side
 from comparing.heldout import matched, shuffled
-from comparing.partners import Matched, Shuffled
 from comparing.results import Drivers, Nuisance
 
 DENSE = (0.1, 0.5)  # shares of rows, above which a feature counts as dense

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from comparing.partners import TIE
+from comparing.found import TIE
 from comparing.pearson import add_products
 from plumbing.compiled import compiled
 

@@ -1,13 +1,13 @@
 """One side of a pair: a layer's features laid out half by half, and their sums over each half of the rows."""
 
 import functools
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int, UInt8
 
-from comparing.codes import AddUp, Codes, as_codes
+from comparing.codes import AddUp, Codes, Entries, Matrix, as_codes
 from plumbing.compiled import compiled
 
 MIN_ACTIVE = 10  # rows that a feature is active on, to count
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
         return Moments(np.zeros(2), total, square, fourth, active, infinity, -infinity)
 
     @staticmethod
-    def of(codes: Any, half: UInt8[np.ndarray, " row"]) -> "Moments":
+    def of(codes: Matrix | Codes, half: UInt8[np.ndarray, " row"]) -> "Moments":
         """The sums of a block of rows, scipy sparse or numpy [row, feature]."""
         codes, found = as_codes(codes), Moments.of_nothing(as_codes(codes).n_features)
         stored = np.zeros(found.total.shape, np.int64)
@@ -87,7 +87,7 @@ class Spread(NamedTuple):
     mean: np.ndarray
     inverse_sd: np.ndarray
 
-    def of(self, features: Any) -> "Spread":
+    def of(self, features: np.ndarray | slice) -> "Spread":
         return Spread(self.n, self.mean[:, features], self.inverse_sd[:, features])
 
 
@@ -97,7 +97,7 @@ class Side:
     `codes` is Codes, scipy sparse or numpy [row, feature]; `half` 0 or 1 [row], the same for all layers and runs.
     """
 
-    def __init__(self, codes: Any, half: UInt8[np.ndarray, " row"], min_active: int = MIN_ACTIVE):
+    def __init__(self, codes: Matrix | Codes, half: UInt8[np.ndarray, " row"], min_active: int = MIN_ACTIVE):
         self.codes, self.half = as_codes(codes), np.ascontiguousarray(half, np.uint8)
         self.min_active = min_active
         self.n_features = self.codes.n_features
@@ -125,25 +125,25 @@ class Side:
         return np.argsort(~self.counted, kind="stable")
 
     @functools.cached_property
-    def by_half(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_half(self) -> Entries:
         """Starts, rows and activations, feature by feature: entries 2i are of the first half, 2i + 1 of the second."""
         return by_half(self.codes, self.half)
 
     @functools.cached_property
-    def by_feature(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_feature(self) -> Entries:
         """The same entries, a feature at a time."""
         starts, rows, values = self.by_half
         return starts[::2].copy(), rows, values
 
     @functools.cached_property
-    def by_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_row(self) -> Entries:
         """Starts, features by their place in `order`, and activations, row by row."""
         starts, features, values = self.codes.by_row
         place = np.empty(self.n_features, features.dtype)
         place[self.order] = np.arange(self.n_features)
         return starts, place[features], values
 
-    def rows_in(self, order: Int[np.ndarray, " row"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows_in(self, order: Int[np.ndarray, " row"]) -> Entries:
         """`by_row` with the rows in another order: quicker than to look each up where it lies."""
         starts, features, values = self.by_row
         moved = np.zeros(len(starts), np.int64)
@@ -158,7 +158,7 @@ def counted(moments: Moments, min_active: int) -> Bool[np.ndarray, " feature"]:
     return moments.active.sum(0) >= max(min_active, 1)
 
 
-def by_half(codes: Codes, half: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_half(codes: Codes, half: np.ndarray) -> Entries:
     starts, features, values = codes.by_row
     column = 2 * features.astype(np.int32) + np.repeat(half, np.diff(starts))
     csr = scipy.sparse.csr_array((values, column, starts), shape=(codes.n_rows, 2 * codes.n_features))

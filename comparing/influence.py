@@ -8,46 +8,17 @@ entries add is the same in all rows, so a row costs as much as it has entries.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float
 
 from comparing.clusters import Clusters
-from comparing.codes import Codes, as_codes
+from comparing.codes import Codes, Matrix, as_codes
+from comparing.found import Influence, Matched
 from comparing.halves import MIN_ACTIVE, Moments, Side, Spread, counted
-from comparing.partners import Matched
 from plumbing.compiled import compiled
-
-NORMAL_95 = 1.96  # standard errors to each side of a 95 % interval
-
-
-class Influence(NamedTuple):
-    """What each row adds to a held-out score's error, float64 [row]; it adds up where scores do.
-
-    `halves`: each row's influence on the score of its half, over twice the rows of the half. `full`: its
-    influence on the score with the full sample's partners, over all rows. `held_out`: the score.
-    """
-
-    held_out: float
-    halves: np.ndarray
-    full: np.ndarray
-
-    def plus(self, other: "Influence", times: float = 1.0) -> "Influence":
-        """The sum with so many times another score on the same rows; with -1 their difference."""
-        halves, full = self.halves + times * other.halves, self.full + times * other.full
-        return Influence(self.held_out + times * other.held_out, halves, full)
-
-    def se(self, clusters: Clusters) -> float:
-        """The larger of the standard errors of the cross-fitted and of the full score, by cluster."""
-        sums = (np.bincount(clusters.ids, part) for part in (self.halves, self.full))
-        return float(max(np.sqrt(np.sum(by_cluster**2)) for by_cluster in sums))
-
-    def interval(self, clusters: Clusters) -> tuple[float, float]:
-        """The 95 % interval: over samples only, not over seeds of the SAEs."""
-        wide = NORMAL_95 * self.se(clusters)
-        return float(self.held_out - wide), float(self.held_out + wide)
 
 
 class Terms(NamedTuple):
@@ -131,7 +102,7 @@ def add_influence(
 def influence(source: Side, targets: Sequence[Side], found: Matched) -> Influence:
     """The influence of every row on the held-out score of a source layer over a target's layers.
 
-    `found` is `matched` of them (with several target layers, `over_layers` of it).
+    `found` is `matched` of them (with several target layers, merged).
     """
     layers = ([(source.codes, side.codes)] for side in targets)
     moments = [side.moments for side in targets]
@@ -139,7 +110,7 @@ def influence(source: Side, targets: Sequence[Side], found: Matched) -> Influenc
 
 
 def influence_of_blocks(
-    layers: Iterable[Iterable[tuple[Any, Any]]],
+    layers: Iterable[Iterable[tuple[Matrix | Codes, Matrix | Codes]]],
     half: np.ndarray,
     source: Moments,
     targets: Sequence[Moments],
@@ -203,8 +174,8 @@ def feature_errors(
 
 
 def streamed_feature_errors(
-    source: Callable[[], Iterable[Any]],
-    targets: Sequence[Callable[[], Iterable[Any]]],
+    source: Callable[[], Iterable[Matrix]],
+    targets: Sequence[Callable[[], Iterable[Matrix]]],
     half: np.ndarray,
     found: Matched,
     clusters: Clusters,
@@ -228,7 +199,7 @@ def streamed_feature_errors(
     return np.concatenate(errors)
 
 
-def _columns(read: Callable[[], Iterable[Any]], features: np.ndarray) -> scipy.sparse.csr_array:
+def _columns(read: Callable[[], Iterable[Matrix]], features: np.ndarray) -> scipy.sparse.csr_array:
     return scipy.sparse.vstack([scipy.sparse.csr_array(block)[:, features] for block in read()], format="csr")
 
 

@@ -1,21 +1,23 @@
 """The passes over a pair of runs: each layer against each, as it is and with permuted rows, both directions."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from comparing.clusters import Clusters, permutation
-from comparing.found import Evidence, Facts, Found, weighted
+from comparing.found import Best, Evidence, Facts, Found, Influence, Matched, Shuffled, nothing, weighted
 from comparing.halves import Moments, Side
 from comparing.heldout import matched, shuffled
-from comparing.influence import Influence, influence
-from comparing.partners import Matched, Shuffled
+from comparing.influence import influence
 
 PERMUTATIONS, MOST_PERMUTATIONS, FLOOR_SE = 2, 20, 0.0005
 STEADY_FROM = 5  # permutations: with fewer, the error of a floor is itself too uncertain to stop at
 SMALL = 5e6  # stored products of a pair, below which a pass is so quick that permutations go on
 SCOPES = ("all_layers", "last_layer")
+
+Work: TypeAlias = Callable[[int, int], tuple[Best, Best]]  # of a source layer and a target layer
 
 
 class Job(NamedTuple):
@@ -44,7 +46,7 @@ class Pair(Protocol):
 
     def shuffled(self, i: int, j: int, partner: np.ndarray) -> tuple[Shuffled, Shuffled]: ...
 
-    def each(self, kind: type, work: Callable[[int, int], tuple]) -> Iterator[tuple[tuple[int, int], tuple]]:
+    def each(self, kind: type[Best], work: Work[Best]) -> Iterator[tuple[tuple[int, int], tuple[Best, Best]]]:
         """`work(i, j)` of every source layer i and target layer j, shared out over the processes."""
         ...
 
@@ -71,7 +73,7 @@ class Held:
     def shuffled(self, i: int, j: int, partner: np.ndarray) -> tuple[Shuffled, Shuffled]:
         return shuffled(self.sides[0][i], self.sides[1][j], partner)
 
-    def each(self, kind: type, work: Callable[[int, int], tuple]) -> Iterator[tuple[tuple[int, int], tuple]]:
+    def each(self, kind: type[Best], work: Work[Best]) -> Iterator[tuple[tuple[int, int], tuple[Best, Best]]]:
         return (((i, j), work(i, j)) for i, j in np.ndindex(self.n_layers))
 
     def influences(self, jobs: Sequence[Job]) -> list[Influence]:
@@ -82,19 +84,23 @@ class Held:
         return influence(self.sides[job.side][job.layer], targets, job.found)
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True)
+class Pass(Generic[Best]):
     """What one pass found: `best` by scope, side and layer, and each cell's wMPPC, float64 [side][own, other]."""
 
-    best: dict[str, tuple[list, list]]
+    best: dict[str, tuple[list[Best], list[Best]]]
     cells: tuple[np.ndarray, np.ndarray]
 
 
-def run_pass(pair: Pair, kind: type, work: Callable[[int, int], tuple]) -> Pass:
+def run_pass(pair: Pair, kind: type[Best], work: Work[Best]) -> Pass[Best]:
     """One pass over all layers; `kind` (Matched or Shuffled) is what `work(i, j)` gives of both sides."""
     totals = [[pair.moments(side, i).total.sum(0) for i in range(n)] for side, n in enumerate(pair.n_layers)]
     starts = [np.cumsum([0, *map(len, one)]) for one in totals]
-    every = [kind.none(len(total)) for total in totals[0]], [kind.none(len(total)) for total in totals[1]]
-    last: tuple[list, list] = ([], [])
+    every = (
+        [nothing(kind, len(total)) for total in totals[0]],
+        [nothing(kind, len(total)) for total in totals[1]],
+    )
+    last: tuple[list[Best], list[Best]] = ([], [])
     cells = np.zeros(pair.n_layers), np.zeros(pair.n_layers[::-1])
     for place, both in pair.each(kind, work):
         for side, found in enumerate(both):
@@ -104,7 +110,7 @@ def run_pass(pair: Pair, kind: type, work: Callable[[int, int], tuple]) -> Pass:
             if place == (pair.n_layers[0] - 1, pair.n_layers[1] - 1):
                 last[side].append(found)
     for found in (*every[0], *every[1]):
-        found.settled()
+        found.settle()
     return Pass({"last_layer": last, "all_layers": every}, cells)
 
 
@@ -116,8 +122,8 @@ def evidence(
 ) -> Evidence:
     """All passes over a pair of runs."""
     found = run_pass(pair, Matched, pair.matched)
-    chance: list[Pass] = []
-    for number in numbers(pair.stored(), permutations, _floors(chance, pair)):
+    chance: list[Pass[Shuffled]] = []
+    for number in numbers(pair.stored(), permutations, _floors(chance)):
         partner = permutation(clusters, number, strata)
         chance.append(run_pass(pair, Shuffled, lambda i, j, p=partner: pair.shuffled(i, j, p)))
     jobs = {
@@ -134,7 +140,7 @@ def evidence(
         [Facts.of(pair.moments(side, i), pair.min_active) for i in range(n)]
         for side, n in enumerate(pair.n_layers)
     ]
-    sides: tuple[dict, dict] = ({}, {})
+    sides: tuple[dict[str, list[Found]], dict[str, list[Found]]] = ({}, {})
     for (scope, side, place), job in jobs.items():
         own = influences[
             ("last_layer", side, 0) if _is_repeated(pair, scope, side, place) else (scope, side, place)
@@ -145,7 +151,7 @@ def evidence(
     return Evidence(*sides, found.cells, (floors[0], floors[1]))
 
 
-def _layers(found: Pass, pair: Pair, scope: str, side: int) -> Iterable[tuple[int, Matched]]:
+def _layers(found: Pass[Matched], pair: Pair, scope: str, side: int) -> Iterable[tuple[int, Matched]]:
     """The layers of a side that a scope is of, with their best partners."""
     best = found.best[scope][side]
     return [(pair.n_layers[side] - 1, best[0])] if scope == "last_layer" else list(enumerate(best))
@@ -156,7 +162,7 @@ def _is_repeated(pair: Pair, scope: str, side: int, place: int) -> bool:
     return scope == "all_layers" and pair.n_layers[1 - side] == 1 and place == pair.n_layers[side] - 1
 
 
-def _floors(chance: list[Pass], pair: Pair) -> Iterator[list[float]]:
+def _floors(chance: list[Pass[Shuffled]]) -> Iterator[list[float]]:
     """Both directions' floors of the last layers, of the newest permutation."""
     while True:
         yield [float(cells[-1, -1]) for cells in chance[-1].cells]

@@ -9,7 +9,7 @@ Sums are float64, so r is within 1e-6 of float64 also where a mean is a hundred 
 of dense codes (`--activation relu`) are multiplied in float32, about their means: there r is within 1e-5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -17,11 +17,14 @@ from jaxtyping import Float
 
 from comparing.codes import WEIGHTLESS, AddUp, Codes, ColumnSums, Matrix, as_codes
 from comparing.dense import add_dense_products, prefers_gemm
-from comparing.draws import ALL, Draw
+from comparing.draws import ALL, Draw, aligned
 from plumbing.compiled import compiled, prefetch
 from plumbing.threads import equal_ranges, in_parallel
 
 SLICE_BYTES = 2 << 30  # of float64 products held at once; a wider pair goes slice by slice
+
+# Starts a reading: of the source and the target, blocks [row, feature] of any number of rows.
+Reading = Callable[[], tuple[Iterable[Matrix], ...]]
 
 
 @compiled()
@@ -158,6 +161,33 @@ def maxima_in_slices(
         forward.append(own)
         backward.merge(other)
     return Maxima(*map(np.concatenate, zip(*forward, strict=True))), backward
+
+
+def streamed_maxima(
+    read: Reading,
+    memory: int = SLICE_BYTES,
+    add_up: AddUp = lambda array, how: None,
+    weights: np.ndarray | None = None,
+) -> tuple[Maxima, Maxima]:
+    """`max_correlations` of two sides that are read in blocks of rows, with at most `memory` bytes of sums.
+
+    Both sides hold the same rows in all, which `weights` [row] count. Every slice of the source's features that
+    fits takes one reading of both. Of several processes each reads its own share of the rows, and `add_up` adds
+    the others' sums.
+    """
+    widths = np.array([next((block.shape[1] for block in side), 0) for side in read()], np.float64)
+    add_up(widths, "MAX")  # a process without rows of its own has seen none
+    n_source, n_target = map(int, widths)
+
+    def sums_of(features: slice) -> Sums:
+        sums, start = Sums(n_source, n_target, features), 0
+        for x, y in aligned(*read()):
+            sums.add(x, y, None if weights is None else weights[start : start + x.shape[0]])
+            start += x.shape[0]
+        sums.add_up(add_up)
+        return sums
+
+    return maxima_in_slices(n_source, n_target, memory, sums_of)
 
 
 class Sums:

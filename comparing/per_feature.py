@@ -7,13 +7,12 @@ import numpy as np
 
 import features
 from comparing.clusters import FEWEST
-from comparing.draws import Layer
-from comparing.half_sums import streamed
-from comparing.heldout import matched
+from comparing.draws import Layer, aligned
+from comparing.found import Matched
+from comparing.heldout import matched, streamed
 from comparing.influence import feature_errors, streamed_feature_errors
 from comparing.reader import Reader, own_share
 from comparing.sides import DEFAULTS, Sides
-from comparing.streamed import aligned
 from plumbing.errors import UserError
 from plumbing.processes import add_up
 
@@ -58,7 +57,7 @@ def presence(source: Layer, target: Layer, sides: Sides) -> Presence:
             start += x.shape[0]
 
     widths = reader.n_features(source), reader.n_features(target)
-    found = streamed(read, widths, reader.memory // 2, True, sides.options.min_active, add_up)[0]
+    found = streamed(Matched, read, widths, reader.memory // 2, sides.options.min_active, add_up)[0]
     entries = reader.entries(source) / widths[0] + reader.entries(target) / widths[1]
     width = max(1, int(reader.memory / 2 / max(entries * COLUMN_BYTES, 1)))
     readers = [lambda layer=layer: sides.blocks(layer) for layer in (source, target)]

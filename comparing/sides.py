@@ -12,16 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 import features
-from comparing import draws, streamed
+from comparing import draws
 from comparing.clusters import Clusters, clusters, strata_of
 from comparing.codes import Codes, Matrix
-from comparing.draws import Layer
+from comparing.draws import Layer, aligned
 from comparing.drivers import rooted
-from comparing.half_sums import streamed as streamed_maxima
+from comparing.found import Best, Influence, Matched, Shuffled, nothing
 from comparing.halves import MIN_ACTIVE, Moments, Side
-from comparing.heldout import matched, shuffled
-from comparing.influence import Influence, held_out, influence_of_blocks
-from comparing.partners import Matched, Shuffled
+from comparing.heldout import matched, shuffled, streamed
+from comparing.influence import held_out, influence_of_blocks
 from comparing.passes import PERMUTATIONS, Job
 from comparing.reader import Reader, own_share
 from plumbing.errors import UserError
@@ -199,26 +198,30 @@ class RunPair:
     def matched(self, i: int, j: int) -> tuple[Matched, Matched]:
         if self.fits(i, j):
             return matched(self.held(0, i), self.held(1, j))
-        return self._streamed(i, j, None, True)
+        return self._streamed(Matched, i, j)
 
     def shuffled(self, i: int, j: int, partner: np.ndarray) -> tuple[Shuffled, Shuffled]:
         if self.fits(i, j):
             return shuffled(self.held(0, i), self.held(1, j), partner)
-        return self._streamed(i, j, partner, False)
+        return self._streamed(Shuffled, i, j, partner)
 
-    def _streamed(self, i: int, j: int, partner: np.ndarray | None, halved: bool) -> tuple:
+    def _streamed(
+        self, kind: type[Best], i: int, j: int, partner: np.ndarray | None = None
+    ) -> tuple[Best, Best]:
         pairs = own_share(self.sides.n_rows)
 
         def read() -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
             start = pairs.start
-            for x, y in streamed.aligned(self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)):
+            for x, y in aligned(self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)):
                 yield x, y, self.sides.half[start : start + x.shape[0]]
                 start += x.shape[0]
 
         widths = self.width(0, i), self.width(1, j)
-        return streamed_maxima(read, widths, self.sides.reader.memory // 2, halved, self.min_active, add_up)
+        return streamed(kind, read, widths, self.sides.reader.memory // 2, self.min_active, add_up)
 
-    def each(self, kind: type, work: Callable[[int, int], tuple]) -> Iterator[tuple[tuple[int, int], tuple]]:
+    def each(
+        self, kind: type[Best], work: Callable[[int, int], tuple[Best, Best]]
+    ) -> Iterator[tuple[tuple[int, int], tuple[Best, Best]]]:
         rank, world = team()
         cells, mine = list(np.ndindex(self.n_layers)), {}
         words = "layer pairs" if kind is Matched else "layer pairs, permuted"
@@ -261,7 +264,7 @@ class RunPair:
                 yield self.held(job.side, job.layer).codes, self.held(1 - job.side, other).codes
             else:
                 places = (job.side, job.layer), (1 - job.side, other)
-                yield from streamed.aligned(*(self.blocks(*place, None, pairs) for place in places))
+                yield from aligned(*(self.blocks(*place, None, pairs) for place in places))
 
         moments = [self.moments(1 - job.side, other) for other in job.others]
         start = 0 if whole else pairs.start
@@ -269,14 +272,17 @@ class RunPair:
         return influence_of_blocks(layers, self.sides.half, own, moments, job.found, self.min_active, start)
 
 
-def everywhere(kind: type, found: tuple | None, widths: tuple[int, int]) -> tuple:
+def everywhere(
+    kind: type[Best], found: tuple[Best, Best] | None, widths: tuple[int, int]
+) -> tuple[Best, Best]:
     """What one process found of both sides, in all of them; the others give None."""
-    shapes = [kind.none(width) for width in widths]
+    shapes = [nothing(kind, width) for width in widths]
     arrays = [array for side in found or shapes for array in side]
     flat = np.concatenate([array.ravel().astype(np.float64) for array in arrays]) * (found is not None)
     add_up(flat)
     cuts = np.cumsum([array.size for array in arrays])[:-1]
     parts = iter(np.split(flat, cuts))
-    return tuple(
+    source, target = (
         kind(*(next(parts).reshape(array.shape).astype(array.dtype) for array in side)) for side in shapes
     )
+    return source, target

@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from comparing.clusters import Clusters, folds
 from comparing.discoveries import discovered_share
-from comparing.found import Found, weighted
+from comparing.found import Found, Influence, weighted
 from comparing.halves import Side
 from comparing.heldout import matched
-from comparing.influence import Influence, held_out
+from comparing.influence import held_out
 from comparing.results import Score
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of coverage

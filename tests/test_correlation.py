@@ -5,8 +5,7 @@ import pytest
 import scipy.sparse
 from oracles import pearson as oracle
 
-from comparing import dense, pearson
-from comparing import streamed as streamed_module
+from comparing import dense, draws, pearson
 from comparing.codes import Codes
 from comparing.draws import Draw
 from comparing.pearson import Sums, correlation_matrix, max_correlations
@@ -274,8 +273,8 @@ def cut(matrix, step):
 def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
     x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
     forward, backward = max_correlations(x, y)
-    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 1000)
-    found = streamed_module.streamed_maxima(lambda: (cut(x, 64), cut(y, 150)), memory)
+    monkeypatch.setattr(draws, "JOINED_ENTRIES", 1000)
+    found = pearson.streamed_maxima(lambda: (cut(x, 64), cut(y, 150)), memory)
     for streamed, whole in zip(found, (forward, backward), strict=True):
         np.testing.assert_allclose(streamed.rho, whole.rho, atol=1e-12)
         assert streamed.match.tolist() == whole.match.tolist()
@@ -292,7 +291,7 @@ def test_dense_maxima_are_those_of_float64(kind, rows_of_a_product, monkeypatch)
     weights = np.random.default_rng(0).random(700)
     expected = oracle(x, y, weights)
     read = lambda: (cut(scipy.sparse.csr_array(x), 64), cut(y, 150))  # noqa: E731
-    forward, backward = streamed_module.streamed_maxima(read, 30 * 8 * 7, weights=weights)
+    forward, backward = pearson.streamed_maxima(read, 30 * 8 * 7, weights=weights)
     np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-5)
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-5)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-5)
@@ -306,18 +305,18 @@ def test_a_product_of_many_source_features_goes_block_by_block(monkeypatch):
 
 
 def test_small_sparse_blocks_are_joined_in_order(monkeypatch):
-    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 10)
+    monkeypatch.setattr(draws, "JOINED_ENTRIES", 10)
     rows = scipy.sparse.csr_array(np.arange(1.0, 9)[:, None])
-    blocks = list(streamed_module.joined(rows[i : i + 3] for i in range(0, 8, 3)))
+    blocks = list(draws.joined(rows[i : i + 3] for i in range(0, 8, 3)))
     assert [block.shape[0] for block in blocks] == [8]
-    monkeypatch.setattr(streamed_module, "JOINED_ENTRIES", 5)
-    blocks = list(streamed_module.joined(rows[i : i + 2] for i in range(0, 8, 2)))
+    monkeypatch.setattr(draws, "JOINED_ENTRIES", 5)
+    blocks = list(draws.joined(rows[i : i + 2] for i in range(0, 8, 2)))
     assert [block.shape[0] for block in blocks] == [6, 2]
     assert np.concatenate([block.toarray() for block in blocks]).ravel().tolist() == list(range(1, 9))
 
 
 def test_aligned_blocks_hold_the_same_rows():
     rows = np.arange(10)[:, None]
-    cuts = list(streamed_module.aligned([rows[:3], rows[3:3], rows[3:]], [rows[:5], rows[5:6], rows[6:]]))
+    cuts = list(draws.aligned([rows[:3], rows[3:3], rows[3:]], [rows[:5], rows[5:6], rows[6:]]))
     assert [len(x) for x, _ in cuts] == [3, 2, 1, 4]
     assert all((x == y).all() for x, y in cuts)

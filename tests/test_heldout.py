@@ -5,11 +5,10 @@ import pytest
 import scipy.sparse
 
 from comparing.clusters import clusters, permutation
-from comparing.half_sums import streamed
+from comparing.found import Matched, Shuffled
 from comparing.halves import Moments, Side
-from comparing.heldout import matched, shuffled
+from comparing.heldout import matched, shuffled, streamed
 from comparing.influence import feature_errors, influence, influence_of_blocks, streamed_feature_errors
-from comparing.partners import over_layers
 
 N_ROWS, WIDTHS = 600, (40, 30, 20)
 
@@ -57,6 +56,13 @@ def expected(r, own, other, varies):
     return np.where(varies, best[:, 0], 0), np.where(varies, chosen[first], -1)
 
 
+def over_layers(source, targets):
+    """The best partners among two target layers, whose features are numbered on."""
+    best, other = (matched(source, target)[0] for target in targets)
+    best.merge(other, targets[0].n_features)
+    return best
+
+
 KINDS = ("sparse", "dense", "clustered", "large mean", "empty")
 
 
@@ -99,8 +105,8 @@ def test_blocks_slices_and_processes_change_nothing(kind):
     def shuffled_blocks():
         return halves(y[partner])
 
-    pairs = [(held, streamed(halves, WIDTHS[:2], memory=16 * WIDTHS[1] * 7))]
-    pairs.append((by_chance, streamed(shuffled_blocks, WIDTHS[:2], memory=8 * WIDTHS[1] * 7, halved=False)))
+    pairs = [(held, streamed(Matched, halves, WIDTHS[:2], memory=16 * WIDTHS[1] * 7))]
+    pairs.append((by_chance, streamed(Shuffled, shuffled_blocks, WIDTHS[:2], memory=8 * WIDTHS[1] * 7)))
     for one, other in pairs:
         for a, b in zip([*one[0], *one[1]], [*other[0], *other[1]], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-9, rtol=0)
@@ -122,8 +128,8 @@ def test_processes_that_read_their_own_rows_add_up():
         other = log.pop(0)
         array[...] = {"SUM": np.add, "MIN": np.minimum, "MAX": np.maximum}[how](array, other)
 
-    streamed(lambda: iter(parts[1:]), WIDTHS[:2], add_up=remember)
-    found = streamed(lambda: iter(parts[:1]), WIDTHS[:2], add_up=add)
+    streamed(Matched, lambda: iter(parts[1:]), WIDTHS[:2], add_up=remember)
+    found = streamed(Matched, lambda: iter(parts[:1]), WIDTHS[:2], add_up=add)
     for a, b in zip(found[0], matched(side(x, groups), side(y, groups))[0], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
@@ -143,7 +149,7 @@ def test_threads_change_nothing(monkeypatch):
 def test_two_target_layers_are_as_one_wide_layer():
     x, y, z, groups = data("sparse")
     source = side(x, groups)
-    found = over_layers([matched(source, side(layer, groups))[0] for layer in (y, z)], WIDTHS[1:])
+    found = over_layers(source, [side(layer, groups) for layer in (y, z)])
     wide = matched(source, side(np.hstack([y, z]), groups))[0]
     for a, b in zip(found, wide, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
@@ -207,7 +213,7 @@ def dense_influence(x, y, match, weighs):
 def test_influence_and_errors_are_those_of_the_dense_formula(kind):
     x, y, z, groups = data(kind)
     source, targets = side(x, groups, kind), [side(layer, groups, kind) for layer in (y, z)]
-    found = over_layers([matched(source, target)[0] for target in targets], WIDTHS[1:])
+    found = over_layers(source, targets)
     both, weighs = np.hstack([y, z]), (x > 0).sum(0) >= 10
     halves, squares = np.zeros(N_ROWS), np.zeros(WIDTHS[0])
     for half in (0, 1):
@@ -231,7 +237,7 @@ def test_influence_and_errors_are_those_of_the_dense_formula(kind):
 def test_influence_by_blocks_of_several_processes_adds_up():
     x, y, z, groups = data("sparse")
     source, targets = side(x, groups), [side(layer, groups) for layer in (y, z)]
-    found = over_layers([matched(source, target)[0] for target in targets], WIDTHS[1:])
+    found = over_layers(source, targets)
     whole, moments = influence(source, targets, found), [target.moments for target in targets]
 
     def share(first, last):
@@ -246,7 +252,7 @@ def test_influence_by_blocks_of_several_processes_adds_up():
 def test_feature_errors_are_the_same_a_few_features_at_a_time():
     x, y, z, groups = data("sparse")
     source, targets = side(x, groups), [side(layer, groups) for layer in (y, z)]
-    found = over_layers([matched(source, target)[0] for target in targets], WIDTHS[1:])
+    found = over_layers(source, targets)
     readers = [lambda layer=layer: (layer[a : a + 90] for a in range(0, N_ROWS, 90)) for layer in (x, y, z)]
     few = streamed_feature_errors(readers[0], readers[1:], groups.half, found, groups, 7)
     np.testing.assert_allclose(few, feature_errors(source, targets, found, groups), atol=1e-12)

@@ -12,11 +12,10 @@ from comparing import trust
 from comparing.clusters import clusters, permutation
 from comparing.discoveries import discovered, discoveries, smoothed
 from comparing.drivers import drivers, nuisance
-from comparing.found import Facts, Found, weighted
+from comparing.found import Facts, Found, Matched, Shuffled, weighted
 from comparing.halves import Side
 from comparing.heldout import matched, shuffled
 from comparing.influence import held_out, influence
-from comparing.partners import Matched, Shuffled
 from comparing.passes import STEADY_FROM, Held, evidence, numbers
 from comparing.presence import sharedness_order, statuses
 from comparing.results import harmonic_mean

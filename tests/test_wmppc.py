@@ -271,9 +271,9 @@ def test_rows_are_read_in_the_floors_order_however_they_are_shared_out(memory, m
 
 TWICE = """
 import sys, wmppc
-from comparing import comparison, reader, streamed
+from comparing import comparison, draws, reader
 comparison.read_kept = lambda *words: None
-streamed.JOINED_ENTRIES = 500
+draws.JOINED_ENTRIES = 500
 for memory, file in ((1 << 30, "pairs.json"), (32_000, "rows.json")):
     reader.free_memory = lambda: memory
     wmppc.main([*sys.argv[1:], file])
