@@ -33,18 +33,18 @@ BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 10
 
 
 class Step(NamedTuple):
-    """What one training step tells, left on the device: reading a number is the caller's host sync.
+    """The numbers of one training step, still on the device: to read one is a host sync.
 
-    Among several processes each holds its own share, and the sum over processes is the whole.
+    Each process has those of its own tokens; their sum over processes is that of the whole batch.
     """
 
-    loss: Float[torch.Tensor, ""]  # the number that is differentiated
+    loss: Float[torch.Tensor, ""]  # whose gradient is taken
     squared_error: Float[torch.Tensor, ""]  # sum of |x - xhat|^2 over the tokens
-    fired: Int[torch.Tensor, " d_sae"]  # on how many of the tokens each latent was above zero
+    fired: Int[torch.Tensor, " d_sae"]  # the number of tokens on which each latent was above zero
 
 
 class TopKSAE(nn.Module):
-    """A TopK sparse autoencoder, W_enc the transpose of W_dec to begin with, as drawn from `seed`."""
+    """A TopK sparse autoencoder. W_dec is drawn from `seed`, and W_enc starts as its transpose."""
 
     def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
         super().__init__()
@@ -60,17 +60,17 @@ class TopKSAE(nn.Module):
 
     @property
     def W_enc(self) -> Float[torch.Tensor, "d_in d_sae"]:
-        """The encoder, a view: it is stored latent by latent, since a sparse step touches whole latents."""
+        """The encoder, a view of `W_enc_rows`, which keeps each latent's weights together for the sparse step."""
         return self.W_enc_rows.T
 
     def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
-        """The encoder before its ReLU and its TopK."""
+        """The pre-activations: the encoder without ReLU and TopK."""
         return linear(x - self.b_dec, self.W_enc_rows, self.b_enc)
 
     def encode_topk(
         self, x: Float[torch.Tensor, "*token d_in"]
     ) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-        """The code as the k largest activations and their latents; an activation of 0 is no firing."""
+        """The code as its k largest activations and their latents; a latent with activation 0 did not fire."""
         return largest(self.pre_acts(x), self.k)
 
     def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
@@ -94,9 +94,9 @@ class TopKSAE(nn.Module):
     ) -> Step:
         """The mean squared error over tokens and dimensions, plus AuxK where `dead` latents are given.
 
-        AuxK (Gao et al. 2024, A.2): the k_aux (by default d_in / 2) largest dead latents reconstruct the main
-        error e, which is detached, and without b_dec, of which e is rid already: alpha |e - ehat|^2 / |e|^2.
-        Plain autograd over dense codes: slow, and the oracle of `step_gradients`.
+        AuxK (Gao et al. 2024, A.2) is alpha |e - ehat|^2 / |e|^2: the k_aux (by default d_in / 2) largest dead latents
+        reconstruct the main error e, which is detached; b_dec is not added, since e no longer contains it.
+        This is plain autograd over dense codes: slow, the reference that `step_gradients` is tested against.
         """
         feature_acts = self.encode(x)
         error = x - self.decode(feature_acts)
@@ -120,11 +120,11 @@ class TopKSAE(nn.Module):
         precision: str = "float32",
         most_dead: int | None = None,
     ) -> Step:
-        """Set every `.grad` to the gradient of `loss`; one matrix product, then only what is active.
+        """Set every `.grad` to the gradient of `loss`, with one dense matrix product; the rest is of active latents only.
 
-        `precision` (float32, bfloat16) is that of the matrix product alone. No more than `most_dead` dead latents
-        take part in AuxK: on a GPU that costs less than to compute with all. Among several processes
-        (torch.distributed) the means are over the tokens of all: the gradients are to be summed over them.
+        `precision` (float32, bfloat16) is that of the matrix product. At most `most_dead` dead latents take part in
+        AuxK, which saves a GPU from computing with all. Under torch.distributed the means are over the tokens of all
+        processes: sum the gradients over processes.
         """
         centered = x - self.b_dec
         values, latents = self._sparse_code(centered, precision)
@@ -153,7 +153,7 @@ class TopKSAE(nn.Module):
     def _sparse_code(
         self, centered: Float[torch.Tensor, "token d_in"], precision: str
     ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
-        """`encode_topk` of tokens that b_dec is taken from already, some thousand tokens at a time."""
+        """`encode_topk` of tokens from which b_dec is already subtracted, BLOCK_TOKENS at a time."""
         dtype = torch.bfloat16 if precision == "bfloat16" else centered.dtype
         tokens, rows, b_enc = (tensor.to(dtype) for tensor in (centered, self.W_enc_rows, self.b_enc))
         pre_acts = (linear(block, rows, b_enc) for block in tokens.split(BLOCK_TOKENS))
@@ -169,7 +169,7 @@ class TopKSAE(nn.Module):
         k_aux: int,
         weight: Float[torch.Tensor, ""],
     ) -> Float[torch.Tensor, ""]:
-        """Add the gradients of weight * |e - ehat|^2, ehat being of those of the chosen latents that are dead."""
+        """Add the gradients of weight * |e - ehat|^2, where ehat is of those `chosen` latents that are dead; returns it."""
         if not len(chosen):
             return weight * error.square().sum()
         W_enc, W_dec = self.W_enc_rows[chosen], self.W_dec[chosen]
@@ -185,7 +185,7 @@ class TopKSAE(nn.Module):
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take from each (unit) decoder row's gradient the part along it: `normalize_decoder` undoes it."""
+        """Remove from the gradient of each (unit) decoder row the part along the row, which renormalising would undo."""
         gradient, rows = gradient_of(self.W_dec), self.W_dec.detach()
         if rows.is_cpu and rows.dtype == torch.float32:
             share_out(_subtract_projections, gradient.numpy(), rows.numpy())
@@ -194,14 +194,15 @@ class TopKSAE(nn.Module):
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Give every decoder row unit norm."""
+        """Scale every decoder row to unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     @torch.no_grad()
     def fold_standardizer(self, mean: Float[torch.Tensor, " d_in"], scale: float) -> None:
-        """Turn an SAE of (x - mean) / scale into the SAE of x whose codes are `scale` times larger.
+        """Turn an SAE of (x - mean) / scale into one of x, whose codes are `scale` times larger.
 
-        W_enc and W_dec stay: ((x - mean) / scale - b_dec) @ W_enc + b_enc, times scale.
+        W_enc and W_dec stay, since scale * (((x - mean) / scale - b_dec) @ W_enc + b_enc)
+        = (x - mean - scale * b_dec) @ W_enc + scale * b_enc.
         """
         self.b_enc.mul_(scale)
         self.b_dec.mul_(scale).add_(mean)
@@ -219,7 +220,7 @@ class TopKSAE(nn.Module):
             "normalize_activations": "none",
             "reshape_activations": "none",
             "rescale_acts_by_decoder_norm": False,
-            # Below 6.0.0 SAELens would drop the rest of the metadata.
+            # With a version below 6.0.0, SAELens drops the other metadata.
             "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},
         }
         tensors = {name: getattr(self, name).detach().float().cpu().contiguous() for name in TENSORS}
@@ -230,7 +231,7 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TopKSAE":
-        """Read an SAE in the SAELens layout, also one of others; a `UserError` names what does not fit."""
+        """Read a TopK SAE in SAELens' layout, ours or another's; a `UserError` names what does not fit."""
         config = read_config(Path(folder, CONFIG_FILE))
         tensors = _read_weights(Path(folder, WEIGHTS_FILE), config["d_in"], config["d_sae"])
         sae = cls(config["d_in"], config["d_sae"], config["k"])
@@ -255,26 +256,28 @@ class TopKSAE(nn.Module):
 def _candidates(
     dead: Bool[torch.Tensor, " d_sae"], at_most: int | None = None
 ) -> Int[torch.Tensor, " candidate"]:
-    """The latents that AuxK computes with, the dead among them; to count the dead on a GPU would be a host sync."""
+    """The latents that AuxK computes with: on the CPU the dead ones; on a GPU, where counting them would be a host
+    sync, `at_most` latents, the dead ones first.
+    """
     if at_most is not None:
         return dead.byte().topk(at_most).indices
     return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
 
 
 def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
-    """A parameter's gradient. Our own mistake, and an error, where no step has made one."""
+    """A parameter's gradient; RuntimeError where no step has set one."""
     if parameter.grad is None:
         raise RuntimeError("there are no gradients yet: step_gradients makes them")
     return parameter.grad
 
 
 def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]:
-    """A divisor with its zeros made as small as can be: of a perfect reconstruction, or of an empty row."""
+    """A divisor with zeros (a perfect reconstruction, an empty decoder row) replaced by the smallest positive number."""
     return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
 
 
 def read_config(path: Path) -> dict:
-    """What an SAE's cfg.json says, its sizes as whole numbers; a `UserError` names what cannot be read."""
+    """Read an SAE's cfg.json, with d_in, d_sae and k as whole numbers; a `UserError` names what is wrong."""
     layout = "give a folder in the SAELens layout"
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -294,8 +297,7 @@ def read_config(path: Path) -> dict:
         number = config.get(key)
         if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1:
             raise UserError(
-                f"{path} has {key} {number!r}: it takes a whole number of at least 1, without which the SAE is "
-                "not known"
+                f"{path} has {key} {number!r}: correct it to the SAE's, a whole number of at least 1"
             )
         config[key] = int(number)
     if config["k"] > config["d_sae"]:

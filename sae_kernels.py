@@ -16,7 +16,7 @@ def linear(
     rows: Float[torch.Tensor, "d_sae d_in"],
     bias: Float[torch.Tensor, " d_sae"],
 ) -> Float[torch.Tensor, "*token d_sae"]:
-    """x @ rows.T + bias. Without gradients by oneDNN, which can take a third less time on the CPU."""
+    """x @ rows.T + bias; on the CPU, and without gradients, by oneDNN, which can take a third less time."""
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if onednn and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
         return onednn(x, rows, bias, "none", [], "")
@@ -26,9 +26,9 @@ def linear(
 def largest(
     pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
 ) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-    """The k largest positive entries of each row, and where they stand; filled up with zeros where fewer are.
+    """The k largest entries of each row and their columns; entries that are not positive are returned as 0.
 
-    On the CPU, for the small k of an SAE, equal entries are taken in the order of their columns.
+    On the CPU, for k of at most 256, equal entries are taken in the order of their columns.
     """
     if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
         latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
@@ -42,7 +42,7 @@ def largest(
 def keep_largest(
     pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
 ) -> Float[torch.Tensor, "*token d_sae"]:
-    """The rows themselves with all but their k largest positive entries zero."""
+    """The rows with all entries set to 0 but the k largest positive ones."""
     if k >= pre_acts.shape[-1]:
         return pre_acts.relu()
     values, latents = largest(pre_acts, k)
@@ -52,10 +52,10 @@ def keep_largest(
 @compiled()
 @no_type_check
 def _largest_by_insertion(bits, latents):
-    """Where the k largest of each row are, in descending order, by insertion into a list of k.
+    """The columns of the k largest entries of each row, in descending order, by insertion into a list of k.
 
-    A float's bits are compared as an integer: positive floats keep their order, any NaN has a place, and the
-    maximum of a chunk vectorises. Few chunks hold anything above the k-th largest so far.
+    A float's bits are compared as an integer: that keeps the order of positive floats, orders NaN too, and lets the
+    compiler vectorise the maximum of a chunk. Most chunks hold nothing above the k-th largest so far, and are skipped.
     """
     chunk_width, k = 128, latents.shape[1]
     for token in range(bits.shape[0]):
@@ -83,7 +83,7 @@ def error_and_products(
     values: Float[torch.Tensor, "token k"],
     latents: Int[torch.Tensor, "token k"],
 ) -> tuple[Float[torch.Tensor, "token d_in"], Float[torch.Tensor, "token k"]]:
-    """The error of decoding a sparse code, and its products with the decoder rows that the code names."""
+    """The error of decoding a sparse code, and its dot product with the decoder row of each active latent."""
     if centered.is_cpu and centered.dtype == torch.float32:
         rest = -latents.shape[1] % 4
         error, latents, values = centered.clone(), F.pad(latents, (0, rest)), F.pad(values, (0, rest))
@@ -91,7 +91,7 @@ def error_and_products(
         by_token = (tensor.numpy() for tensor in (error, values, latents, products))
         share_out(_subtract_and_multiply, *by_token, shared=(W_dec.detach().numpy(),))
         return error, products[:, : products.shape[1] - rest]
-    with torch.enable_grad():  # the products are the gradient of a bag's weights
+    with torch.enable_grad():  # the dot products are the gradient of the bag's weights
         weights = values.detach().requires_grad_()
         decoded = F.embedding_bag(latents, W_dec.detach(), per_sample_weights=weights, mode="sum")
         error = centered - decoded.detach()
@@ -101,7 +101,7 @@ def error_and_products(
 @compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_and_multiply(error, values, latents, products, W_dec):
-    """`error_and_products` in place; four rows at a time, since the wait is for the memory."""
+    """`error_and_products` in place; four decoder rows at a time, to wait less for memory."""
     for token in range(latents.shape[0]):
         rest, value, latent = error[token], values[token], latents[token]
         for i in range(0, latent.shape[0], 4):
@@ -118,7 +118,7 @@ def _subtract_and_multiply(error, values, latents, products, W_dec):
 @compiled(fastmath={"reassoc", "contract"})
 @no_type_check
 def _subtract_projections(gradients, rows):
-    """Take from each gradient its projection on its unit row."""
+    """Subtract from each gradient its projection on its row, which has unit norm."""
     for i in range(rows.shape[0]):
         gradient, row, along = gradients[i], rows[i], np.float32(0)
         for j in range(row.shape[0]):
@@ -128,10 +128,10 @@ def _subtract_projections(gradients, rows):
 
 
 class SumByLatent:
-    """Sums over the tokens on which a latent is active: the sparse code's transpose times a dense matrix.
+    """For each latent, sums over the tokens on which it is active: the transposed sparse code times a dense matrix.
 
-    Sorted by latent, the pairs of token and latent are one bag of tokens for each latent, and a bag is summed
-    in its tokens' order: deterministic on every device.
+    The pairs of token and latent are sorted by latent, and each latent's tokens are summed in their order, which
+    gives the same result every time, on every device.
     """
 
     def __init__(self, latents: Int[torch.Tensor, "token k"], d_sae: int):
@@ -158,7 +158,7 @@ class SumByLatent:
 @compiled()
 @no_type_check
 def _order_by_latent(latents, d_sae):
-    """The stable order that sorts latents, by counting them, and where in it each latent begins."""
+    """A stable counting sort of latents: the order, and where in it each latent begins."""
     starts, order = np.zeros(d_sae, np.int64), np.empty(len(latents), np.int64)
     for latent in latents:
         starts[latent] += 1

@@ -10,7 +10,7 @@ ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.mod
 
 @script
 def main(argv: list[str] | None = None) -> list[Run]:
-    """Train and record; returns the recorded runs, one for each seed and each k."""
+    """Train and record; returns the runs, one for each seed and each k."""
     return flags.run(argv, __doc__ or "", "train_text.py", ENCODERS, "DemoClipText")
 
 

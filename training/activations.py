@@ -36,7 +36,7 @@ class Stream:
 
 
 class _Examples(torch.utils.data.Dataset):
-    """A row's preprocessed items. A mistake in the data travels as a value: a worker would wrap it in a traceback."""
+    """A row's preprocessed items. A `UserError` is returned, not raised: a worker would wrap it in a traceback."""
 
     def __init__(self, pairs: Pairs, encoder: WrappedModel):
         self.pairs, self.modality = pairs, encoder.modality

@@ -1,7 +1,6 @@
 """Train SAEs on an encoder's activations, every layer from one forward pass, then record all features.
 
-Training keeps what it sees of the tokens that are recorded, so that recording encodes only the rows that it did
-not see, and those that record several tokens.
+Training caches the recorded tokens that it sees (token_cache.py), so that recording encodes only the other rows.
 
 Under `torchrun` each process trains on its share of every batch (gradients are summed, so all keep the same SAEs)
 and records its share of the part files.
@@ -35,18 +34,20 @@ from training.settings import Settings
 from training.unfinished import Mark, Unfinished, release_locks
 from training.work import Job, Work
 
-SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that are one for all runs of a stream
+SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that runs of one command must agree in
 
-LAST = (-1,)
+LAST = (-1,)  # layer
 
 
 class Options(TypedDict, total=False):
-    """How a command works, which decides no number of its runs but for `sae`."""
+    """How a command works; only `sae` changes the numbers of its runs."""
 
-    sae: str | None  # a folder of SAEs to record with, instead of training any
+    sae: (
+        str | None
+    )  # a folder of SAEs to record with instead of training; then `layers` None: all that it has
     overwrite: bool  # replace runs of these names
     workers: int  # processes that decode items
-    checkpoint_every: float  # seconds
+    checkpoint_every: float  # seconds between checkpoints
     command: list[str] | None  # the words that were typed, for run.json
     started: float | None  # the monotonic time from which the runs' seconds count; None: now
 
@@ -61,7 +62,7 @@ def train(
 ) -> features.Run:
     """Train an SAE on each of the encoder's `layers` and record every sample's features in sae_features/NAME/.
 
-    `layers`: numbers, negative ones counted from the end; None: all. `options` are those of `train_all`.
+    `layers`: numbers, of which negative ones count from the end; None: all.
     """
     (run,) = train_all(encoder, pairs, {name: settings}, layers, **options)
     return run
@@ -80,12 +81,10 @@ def train_all(
     command: list[str] | None = None,
     started: float | None = None,
 ) -> list[features.Run]:
-    """Train and record several runs, by name, from one stream of activations; a killed one is resumed.
+    """Train and record several runs (`variants`: settings by run name) from one stream of activations.
 
-    `sae`: a folder of SAEs to record with, instead of training any; with it, no `layers` are all that are there.
-    `workers` processes decode items; a checkpoint is kept every so many seconds. `command`, the words that were
-    typed, goes into run.json. `started`: the monotonic time that the runs' seconds count from. Of several processes
-    the first returns the runs, and the others none.
+    A command that was killed is resumed. The other arguments are those of `Options`. Under torchrun the first process
+    returns the runs, the others an empty list.
     """
     settings = next(iter(variants.values()))
     with in_one_line(settings.batch_size, overwrite):
@@ -101,14 +100,14 @@ def train_all(
 
 
 def listed(layers: Sequence[int] | None) -> list[int] | None:
-    """Layers as `resolve_layers` takes them."""
+    """The layers as `resolve_layers` takes them."""
     return None if layers is None else list(layers)
 
 
 def prepare(
     stream: Stream, variants: Mapping[str, Settings], sae: str | None, overwrite: bool, started: float
 ) -> Work:
-    """Settle every setting, and open the run folders: fresh ones, or those of the same command when it was cut short."""
+    """Settle every setting, and open the run folders: new ones, or what the same command left when it was killed."""
     jobs = [
         Job(Unfinished(features.run_path(name)), settled(settings, stream.encoder))
         for name, settings in variants.items()
@@ -117,7 +116,7 @@ def prepare(
     for field in SHARED:
         if len({getattr(job.settings, field) for job in jobs}) > 1:
             raise UserError(f"runs that are trained together need the same {field}: train them one by one")
-    assert first.data_seed is not None  # it is settled
+    assert first.data_seed is not None  # `settled` sets it
     held_out = held_out_rows(len(stream.pairs), first.data_seed)
     work = Work(stream, jobs, held_out, sae, started)
     if not sae and (n_training := int((~held_out).sum())) < team().world:
@@ -134,7 +133,7 @@ def prepare(
 
 
 def settled(settings: Settings, encoder: WrappedModel) -> Settings:
-    """The settings with what they leave to the encoder, and the data's seed."""
+    """The settings with nothing left open: k and width as suit the encoder, and the data seed."""
     return replace(
         settings,
         top_k=settings.top_k or encoder.top_k,
@@ -160,7 +159,7 @@ def identity(work: Work) -> Mark:
 
 
 def carry_out(work: Work, checkpoint_every: float, command: list[str] | None) -> list[features.Run]:
-    """Fit, record and finish; the runs that a command finished before it was killed need cleaning up only."""
+    """Fit, record and finish; where a killed command had already finished its runs, only clean up."""
     folders = [job.unfinished for job in work.jobs]
     runs = resume.finished_before(folders)
     if not runs:

@@ -1,4 +1,4 @@
-"""The flags of the two train scripts, and the nouns that they name: an encoder, a data set, runs and their settings."""
+"""The command line of the two train scripts: from flags to an encoder, a data set, and runs with their settings."""
 
 import argparse
 import difflib
@@ -25,10 +25,10 @@ LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
     "--random_weights": {
         "type": natural,
         "metavar": "SEED",
-        "help": "draw the encoder's weights: a control",
+        "help": "draw the encoder's weights at random, from this seed: a control",
     },
     "--token": {"choices": ("own", "first", "mean"), "default": "own", "help": "which token is recorded"},
-    "--blocks": {"metavar": "PATH", "help": "the modules to hook, where they are not found alone"},
+    "--blocks": {"metavar": "PATH", "help": "dotted path of the modules to hook, where the table has none"},
 }
 
 RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
@@ -37,7 +37,7 @@ RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
         "type": above_zero,
         "default": 60.0,
         "metavar": "SECONDS",
-        "help": "how often to keep what a killed run resumes from; less often where writing it is slow",
+        "help": "how often to write a checkpoint, from which a killed run resumes; less often where that is slow",
     },
     "--overwrite": {"action": "store_true", "help": "replace a run of that name"},
     "--workers": {"type": natural, "default": 0, "help": "processes that read and decode items"},
@@ -47,9 +47,9 @@ RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
 def run(
     argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str
 ) -> list[features.Run]:
-    """A train script from its flags to its tables; returns its runs. `rows`: the encoders that it takes.
+    """Run a train script: parse its flags, train, print the tables; returns the runs. `rows`: the encoders it takes.
 
-    What can be said without torch, which takes seconds to import, is said first.
+    Mistakes that can be found without torch, which takes seconds to import, are reported before that.
     """
     arguments = parse(argv, description, script, rows, default_model)
     if arguments.runname:
@@ -77,7 +77,7 @@ def run(
 
 
 def parse(argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str):
-    """The command line, whose `command` is what was typed, `script` first; `model`, `checkpoint`, `dataset` settled."""
+    """Parse the command line; adds `command`, the words typed, and settles `model`, `checkpoint` and `dataset`."""
     parser = Parser(description, script)
     add_encoder_flags(parser, rows)
     add_flags(parser, data.FLAGS)
@@ -102,7 +102,7 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
 
 
 def add_encoder_flags(parser: Parser, rows: Rows):
-    """Which encoder and which of its layers."""
+    """Add the flags that choose the encoder and its layers."""
     parser.add_argument(
         "--model", metavar="NAME", help=f"the kind of encoder: {', '.join(rows)}; by default the demo's CLIP"
     )
@@ -123,7 +123,7 @@ def add_encoder_flags(parser: Parser, rows: Rows):
 
 
 def add_settings(parser: Parser):
-    """The fields of `Settings`, of which --top_k and --seeds take several values: a run for each."""
+    """Add a flag for each field of `Settings`; --top_k and --seeds take several values, a run for each."""
     flags: Flags = settings.FLAGS
     for flag, options in flags.items():
         several = {**options, "nargs": "+", "help": f"{options['help']}; several: a run for each"}
@@ -135,7 +135,7 @@ def add_settings(parser: Parser):
 
 
 def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str):
-    """Fill in `model` and `checkpoint` from whichever of the flags was typed; the result is in `arguments`."""
+    """Set `arguments.model` and `arguments.checkpoint` from whichever of the encoder's flags was typed."""
     flags = {row.flag.removeprefix("--") for row in rows.values()} - {"checkpoint", ""}
     typed = {flag: value for flag in sorted(flags) if (value := getattr(arguments, flag)) is not None}
     if len(typed) + (arguments.checkpoint is not None) > 1:
@@ -158,13 +158,13 @@ def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str
 
 
 def likely(name: str, known: Iterable[str]) -> str:
-    """The known names that a mistyped one is close to, or else all."""
+    """The known names that are close to a mistyped one; all, where none is."""
     close = difflib.get_close_matches(name, known, 3, 0.8)
     return " or ".join(close) or f"one of {', '.join(known)}"
 
 
 def asked_layers(typed: list[int | str] | None, sae: str | None) -> list[int] | None:
-    """The layers that --layers asks for, None being all: by default the last, with --sae all there are."""
+    """The layers that --layers asks for, None: all. By default the last one; with --sae, all that it has."""
     if typed and "all" in typed and len(typed) > 1:
         raise UserError("--layers all is all of them: leave the numbers out, or all")
     if typed is None:
@@ -173,7 +173,7 @@ def asked_layers(typed: list[int | str] | None, sae: str | None) -> list[int] | 
 
 
 def variants_of(arguments: argparse.Namespace, name: str) -> dict[str, Settings]:
-    """The settings of each run by its name."""
+    """The settings of each run, by its name."""
     typed = {one.name: getattr(arguments, one.name) for one in fields(Settings) if one.name != "seed"}
     return name_variants(name, Settings(**typed | {"top_k": None}), arguments.top_k, arguments.seeds)
 
@@ -181,7 +181,7 @@ def variants_of(arguments: argparse.Namespace, name: str) -> dict[str, Settings]
 def name_variants(
     name: str, base: Settings, top_ks: list[int] | None, seeds: list[int]
 ) -> dict[str, Settings]:
-    """`base` with each k and each seed, which the names end with where there are several; one stream serves all."""
+    """`base` with each k and each seed; where there are several, the run's name ends in them."""
     data_seed = seeds[0] if base.data_seed is None else base.data_seed
     ks = top_ks or [None]
     return {

@@ -1,4 +1,4 @@
-"""The end of a run: samples, training curve, and run.json, which makes it whole."""
+"""Finish a run: write its samples, its training curve and run.json, and make the table that is printed of it."""
 
 import importlib.metadata
 import math
@@ -26,9 +26,9 @@ def finish(
     history: History,
     measured: dict[str, object],
 ) -> features.Run:
-    """Write a job's samples, its training curve and its manifest, which makes the run whole.
+    """Write a job's samples, training curve and manifest, which makes the run whole.
 
-    `measured` is what the manifest says besides: `costs` and the command.
+    `measured` goes into the manifest too: `costs` and the command.
     """
     folder, names = work.jobs[number].folder, [f"layer{layer}" for layer in saes]
     samples = work.stream.pairs.samples
@@ -43,7 +43,7 @@ def finish(
 def manifest(
     work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]
 ) -> features.Manifest:
-    """What run.json says of a job, but for what it took."""
+    """run.json of a job, without what was measured on the way."""
     job, encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
     names, training = {layer: f"layer{layer}" for layer in saes}, work.described(job)
     return {
@@ -75,12 +75,12 @@ def manifest(
 
 
 def finite(number: float) -> float | None:
-    """JSON has no NaN."""
+    """A number for JSON, which has no NaN: None in its place."""
     return number if math.isfinite(number) else None
 
 
 def costs(work: Work) -> dict[str, object]:
-    """Seconds, samples per second, peak memory in bytes (of the process that took most), hardware, versions."""
+    """Seconds, samples per second, peak memory in bytes (of the process with the highest), hardware, versions."""
     seconds = time.monotonic() - work.started
     own = work.stream.encoder.device
     device = own if own.startswith("cuda") else None
@@ -101,7 +101,7 @@ def costs(work: Work) -> dict[str, object]:
 
 
 def cautions(manifest: features.Manifest) -> list[str]:
-    """What a reader of the scores should know of some layers, a line each."""
+    """Warnings about layers whose scores are bad or would mislead, a line each."""
     lines = []
     for field, tokens in (("fvu", "all tokens"), ("fvu_recorded", "the recorded tokens")):
         if bad := [layer for layer, fvu in manifest[field].items() if (fvu or 0) > 1]:
@@ -122,7 +122,7 @@ def cautions(manifest: features.Manifest) -> list[str]:
 
 
 def table(recorded: features.Run) -> str:
-    """The run's scores by layer, and what it cost, for a person."""
+    """The table that is printed of a run: its scores by layer, and what it cost."""
     manifest = recorded.manifest
     head = f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'FVU rec':>7} {'L0':>7} {'dead':>7} {'dense':>7}"
     lines = [head]
@@ -147,7 +147,7 @@ def table(recorded: features.Run) -> str:
 
 
 def draw_curve(file: Path, layers: list[str], history: History):
-    """FVU and dead fraction over the training steps, a line a layer."""
+    """Draw FVU and dead fraction over the training steps, a line a layer."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -7,14 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-DENSE = 0.1  # a latent active on more than this share of the tokens is dense
+DENSE = 0.1  # a latent that is active on more than this share of the tokens is dense
 
-FEW = 0.1  # where less than this share of the tokens holds half of the variance, FVU tells of those few alone
+FEW = 0.1  # where a smaller share of the tokens than this holds half of the variance, FVU is about these few alone
 
-BINS, BINS_PER_OCTAVE = (
-    1024,
-    4,
-)  # of the histogram of the tokens' squared distances from the mean, 2^-128 to 2^128
+# The histogram of the tokens' squared distances from the mean, from 2^-128 to 2^128:
+BINS, BINS_PER_OCTAVE = 1024, 4
 
 
 class Scores(NamedTuple):
@@ -33,11 +31,11 @@ class Scores(NamedTuple):
 
 
 class Quality:
-    """Running sums over an evaluated set of tokens, in float64, of all tokens [0] and of the recorded ones [1].
+    """Running float64 sums over the evaluated tokens: of all tokens [0], and of the recorded ones [1].
 
-    The sums are taken about `offset` [d_in], any fixed vector near the mean: activations whose mean is large against
-    their spread would cancel otherwise. The tensors in `state` are all there is: a checkpoint keeps just them.
-    `SUMS` of them add up over processes; `center`, the mean of the first batch, is each process's own.
+    Sums are taken about `offset` [d_in], any fixed vector near the mean: where the mean is much larger than the
+    spread, sums about zero would lose digits. The tensors of `state` are all that a checkpoint holds. Those named in
+    `SUMS` add up over processes; `center`, the mean of the first batch, is each process's own.
     """
 
     SUMS = ("tokens", "residual", "squares", "sum", "firings", "histogram")
@@ -64,7 +62,7 @@ class Quality:
         firings: Float[Tensor, " d_sae"],
         recorded: Bool[Tensor, " token"],
     ):
-        """Add a batch, or nothing where memory does not suffice; `firings` counts each latent's active tokens."""
+        """Add a batch; `firings` counts each latent's active tokens. Where memory runs out, nothing is added."""
         x = tokens.double()
         if not self.state["tokens"][0]:
             self.state["center"] = x.mean(0)
@@ -82,7 +80,7 @@ class Quality:
             self.state[name] += value
 
     def scores(self) -> Scores:
-        """The scores over all tokens so far. Tokens that are all the same have no variance: FVU is then NaN."""
+        """The scores of all tokens so far; FVU is NaN where they are all the same."""
         tokens, firings = self.state["tokens"], self.state["firings"]
         variance = self.state["squares"] - self.state["sum"].square().sum(1) / tokens
         fvu, fvu_recorded = torch.where(variance > 0, self.state["residual"] / variance, math.nan).tolist()
@@ -97,7 +95,7 @@ class Quality:
 
 
 def histogram(distances: Float[Tensor, " token"]) -> Float[Tensor, "2 bin"]:
-    """Tokens, and the sums of their squared distances, by a quarter of an octave of the distance."""
+    """The number of tokens, and the sum of their squared distances, in each bin of the distance."""
     octaves = distances.clamp_min(torch.finfo(torch.float64).tiny).log2() + 128
     bins = (BINS_PER_OCTAVE * octaves).long().clamp(0, BINS - 1)
     both = torch.stack([torch.ones_like(distances), distances])
@@ -105,7 +103,7 @@ def histogram(distances: Float[Tensor, " token"]) -> Float[Tensor, "2 bin"]:
 
 
 def share_holding_half(tokens: Float[Tensor, " bin"], variance: Float[Tensor, " bin"]) -> float:
-    """The share of the tokens, the farthest first, that holds half of the variance; a bin's tokens count alike."""
+    """The smallest share of the tokens that holds half of the variance; tokens of one bin count as equally far."""
     tokens, variance = tokens.flip(0), variance.flip(0)
     held, total = variance.cumsum(0), variance.sum()
     if not total > 0:

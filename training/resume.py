@@ -1,4 +1,4 @@
-"""The run folders of a command: taken when they are free, resumed when they are its own; when to keep a checkpoint."""
+"""The run folders of a command: taken when free, resumed when its own, refused otherwise; when to write checkpoints."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import features
 from plumbing.errors import UserError
 from training.unfinished import Mark, Unfinished, first_difference, has_begun
 
-CHECKPOINT_SHARE = 0.03  # of the time, that checkpoints may take
+CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints
 
 
 def check_names(names: Iterable[str], sae: str | None, overwrite: bool):
@@ -18,7 +18,7 @@ def check_names(names: Iterable[str], sae: str | None, overwrite: bool):
     for one in folders:
         one.check_place()
         check_given(sae, one.folder)
-    if os.environ.get("RANK", "0") != "0":  # the first process, which locks the folders, may be ahead
+    if os.environ.get("RANK", "0") != "0":  # the first process may have locked and marked the folders by now
         return
     marked = not overwrite and any(one.mark() for one in folders)
     for one in folders:
@@ -28,7 +28,7 @@ def check_names(names: Iterable[str], sae: str | None, overwrite: bool):
 
 
 def check_given(sae: str | None, path: Path):
-    """Refuse SAEs that lie in the run folder which is to be written, also by way of a link."""
+    """Refuse given SAEs that lie, directly or through a link, in a run folder that will be written."""
     given = Path(sae) if sae else None
     places = [given, *given.glob("*"), *given.glob("*/*")] if given else []
     for place in places:
@@ -39,11 +39,10 @@ def check_given(sae: str | None, path: Path):
 
 
 def open_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool) -> float:
-    """Lock and prepare the run folders, or find what a killed command of the same identity left; returns its seconds.
+    """Lock the run folders, and empty them unless a killed command of this identity can resume; returns its seconds.
 
-    A whole run and what another command has begun are refused, unless they are to be overwritten, which starts
-    afresh. The folders are looked at before they are locked, so that none that is refused is touched, and once
-    more after.
+    Without `overwrite`, a whole run and another command's unfinished one are refused. The folders are checked before
+    they are locked, so that a refused one is not touched, and again after.
     """
     check_folders(folders, identity, overwrite)
     for one in folders:
@@ -57,7 +56,7 @@ def open_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool)
 
 
 def check_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool):
-    """Refuse the folders that this command may not write to."""
+    """Refuse folders that this command may not write to."""
     for one in folders:
         one.check_place()
         one.check_idle()
@@ -67,7 +66,7 @@ def check_folders(folders: Sequence[Unfinished], identity: Mark, overwrite: bool
 
 
 def can_resume(folders: Sequence[Unfinished], identity: Mark) -> bool:
-    """Whether this command was killed and left something: a state, or whole runs that it was cleaning up."""
+    """Whether a command of this identity was killed and left a checkpoint, or whole runs that it was cleaning up."""
     marks = [one.mark() for one in folders]
     known = [first_difference(mark, identity) is None for mark in marks if mark]
     if all(known) and all(features.is_whole(one.folder) for one in folders):
@@ -76,28 +75,28 @@ def can_resume(folders: Sequence[Unfinished], identity: Mark) -> bool:
 
 
 def finished_before(folders: Sequence[Unfinished]) -> list[features.Run]:
-    """The whole runs of a command that was killed while it cleaned up; none where there is more to do."""
+    """The runs of a command that was killed while it cleaned up; an empty list where any is not whole."""
     whole = all(features.is_whole(one.folder) for one in folders)
     return [features.open_run(one.folder.name) for one in folders] if whole else []
 
 
 def forget(folders: Sequence[Unfinished]):
-    """Remove what only an unfinished command needs: the first folder, which holds the state, comes last."""
+    """Remove what only an unfinished command needs; the first folder, which holds the state, last."""
     for one in reversed(folders):
         one.finish()
 
 
 class Clock:
-    """Says when a checkpoint is due: every so many seconds, and seldom enough to cost little.
+    """When a checkpoint is due: after `every` seconds, or later, so that checkpoints take at most 3 % of the time.
 
-    As a context it takes the time of a checkpoint, which sets when the next one is due.
+    As a context manager it times the writing of one.
     """
 
     def __init__(self, every: float):
         self.every, self.last = every, time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether it is time."""
+        """Whether to write one now."""
         return time.monotonic() - self.last >= self.every
 
     def __enter__(self):

@@ -46,11 +46,13 @@ class Settings:
         type=above_zero,
     )
     recipe: str = setting("ours", "how SAEs are trained", choices=("ours", "original"))
-    precision: str = setting("float32", "of the SAEs' matrix products", choices=("float32", "bfloat16"))
-    seed: int = setting(0, "of the SAEs' first weights", type=natural)
+    precision: str = setting(
+        "float32", "precision of the SAEs' matrix products", choices=("float32", "bfloat16")
+    )
+    seed: int = setting(0, "seed of the SAEs' initial weights", type=natural)
     data_seed: int | None = setting(
         None,
-        "of the data's order and of the held-out samples, one for all runs of a command; by default the first seed",
+        "seed of the order of the data and of the held-out samples, one for all runs of a command; by default the first seed",
         type=natural,
     )
 

@@ -1,4 +1,4 @@
-"""The recorded tokens of the rows seen in training, kept on disk so that recording encodes no row twice."""
+"""The token cache: the recorded tokens of rows seen in training, on disk, so that recording encodes no row twice."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ from plumbing import files
 class RecordedTokens:
     """The one recorded token of each row at every layer, in a file; rows that record several tokens are left out.
 
-    A row's vectors lie together, float32 [layer, d_in], and after those of all rows a byte a row says which are
-    there. Processes of one machine may share the file. It is only a cache: when the disk fills up it is removed, for
-    all processes, and its rows are encoded again.
+    The file holds a row's vectors together, float32 [layer, d_in], and after those of all rows one byte a row: 1 where
+    the row is there. Processes of one machine may share the file. It is only a cache: when the disk fills up it is
+    removed, for all processes, and its rows are encoded again.
     """
 
     def __init__(self, file: Path, n_rows: int, widths: dict[int, int]):
@@ -28,11 +28,11 @@ class RecordedTokens:
 
     @staticmethod
     def nbytes(n_rows: int, widths: dict[int, int]) -> int:
-        """Bytes of the file with every row."""
+        """The size of the file with all rows, in bytes."""
         return n_rows * (4 * sum(widths.values()) + 1)
 
     def write(self, batch: Activations):
-        """Keep what a batch's rows record."""
+        """Write the recorded tokens of a batch."""
         if os.fstat(self.open).st_nlink == 0:  # another process found the disk full
             return
         chosen, items, _ = batch.recorded_tokens()
@@ -47,13 +47,13 @@ class RecordedTokens:
         except OSError as error:
             if not files.is_full(error):
                 raise
-            # Removed before it is emptied: another process may be between a vector and its flag, and what it
-            # writes now is read by nobody.
+            # Remove the file before emptying it: another process may be about to write a row's flag, which must
+            # not land in a file that is still read.
             self.file.unlink(missing_ok=True)
             os.ftruncate(self.open, 0)
 
     def _write(self, content: bytes, where: int):
-        if os.pwrite(self.open, content, where) < len(content):  # what a disk does that gets full in between
+        if os.pwrite(self.open, content, where) < len(content):  # the disk got full within the write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file)
 
     def present(self) -> Bool[np.ndarray, " row"]:
@@ -62,7 +62,7 @@ class RecordedTokens:
         return np.frombuffer(found.ljust(self.n_rows, b"\0"), dtype=bool)
 
     def read(self, rows: list[int]) -> dict[int, Float[Tensor, "row d_in"]]:
-        """The recorded tokens of rows that are there, by layer."""
+        """The recorded tokens of rows, all of which are there, by layer."""
         found = b"".join(os.pread(self.open, self.row_bytes, row * self.row_bytes) for row in rows)
         vectors = torch.frombuffer(bytearray(found), dtype=torch.float32).view(len(rows), -1)
         return dict(zip(self.widths, vectors.split(list(self.widths.values()), dim=1), strict=True))

@@ -1,4 +1,4 @@
-"""One SAE in training on one layer's tokens: its recipe, its optimiser, its dead latents, its state."""
+"""Train one SAE on one layer's tokens: recipe, optimiser, dead latents, state."""
 
 import math
 from typing import NamedTuple
@@ -12,22 +12,22 @@ from sae import TopKSAE
 
 
 class Recipe(NamedTuple):
-    """How SAEs are trained. `lr` None: by the SAE's width and the number of steps."""
+    """How SAEs are trained."""
 
     standardized: bool  # centre and scale the activations first
-    unit_norm: bool  # decoder rows keep unit norm, without the gradient along them
+    unit_norm: bool  # keep decoder rows at unit norm, and drop the gradient along them
     auxk: bool  # dead latents learn to reconstruct what is left (Gao et al. 2024, arXiv 2406.04093, A.2)
-    warm_up: float  # the share of the steps in which the learning rate rises from zero
-    decay: float  # and in which it falls to zero
-    lr: float | None
+    warm_up: float  # the first share of the steps, in which the learning rate rises from zero
+    decay: float  # the last share of the steps, in which it falls to zero
+    lr: float | None  # None: `default_lr`
     beta2: float  # Adam's memory of squared gradients
-    b_dec_lr: float  # b_dec's share of the learning rate
+    b_dec_lr: float  # the learning rate of b_dec, as a share of that of the other weights
 
 
 RECIPES = {
-    # b_dec begins at the mean of the data, and each of its steps moves every latent's activation: at the rate of
-    # the others it killed 28 % of the latents of DINOv2-S's last layer, at a tenth 4 %. A shorter memory suits
-    # gradients that are zero on most steps: FVU a twentieth lower. (`benchmarks/sae_quality.py` on real encoders)
+    # A step of b_dec moves the activations of all latents: at the full learning rate it killed 28 % of the latents
+    # of DINOv2-S's last layer, at a tenth of it 4 %. A latent's gradient is zero on most steps, which suits a smaller
+    # beta2: FVU is a twentieth lower. (Measured by `benchmarks/sae_quality.py` on real encoders.)
     "ours": Recipe(
         standardized=True,
         unit_norm=True,
@@ -51,20 +51,20 @@ RECIPES = {
     ),
 }
 
-SHORT_RUN, MOST_FASTER = 4000, 5.0  # steps below which the learning rate grows, and by how much at most
+SHORT_RUN, MOST_FASTER = 4000, 5.0  # fewer steps than this get a higher learning rate, at most so many times
 
-DEAD_ROOM = 256  # dead latents that a GPU makes room for where few or none were dead at the last report
+DEAD_ROOM = 256  # on a GPU, AuxK takes in up to this many dead latents, or twice those of the last report
 
-DEAD_SHARE, DEAD_TOKENS = 0.01, 10_000_000  # dead: no firing in this share of the run, or in so many tokens,
-
-DEAD_TURNS = 200  # but in no fewer than in which each latent would fire so often, if all fired alike
+# A latent is dead after 1 % of the run's tokens without firing, at most 10M, but never before it would have fired
+# 200 times if all latents fired equally often (200 d_sae / k tokens).
+DEAD_SHARE, DEAD_TOKENS, DEAD_TURNS = 0.01, 10_000_000, 200
 
 
 class Standardizer(NamedTuple):
     """A layer's mean [d_in] and one scale: z = (x - mean) / scale has entries of mean square one.
 
-    Latents die first where activations are not centred; the scale lets one learning rate suit every layer.
-    `center` is the mean of z where a recipe leaves one, else None: FVU is about it, and not about zero.
+    Uncentred activations are the first cause of dead latents, and one scale lets one learning rate suit all layers.
+    `center`: the mean of z where the recipe does not centre, else None; the reported FVU is about it.
     """
 
     mean: Float[Tensor, " d_in"]
@@ -76,9 +76,9 @@ class Standardizer(NamedTuple):
 
 
 class Moments:
-    """The mean of a layer's tokens and their spread about it, batch by batch, in float64.
+    """The mean of a layer's tokens and the sum of squares about it, added up batch by batch in float64.
 
-    Merged as Chan, Golub and LeVeque do (1979), so that no batch is kept and a large mean cancels nothing.
+    Merged as in Chan, Golub and LeVeque (1979): no batch is kept, and a large mean costs no digits.
     """
 
     def __init__(self):
@@ -95,7 +95,7 @@ class Moments:
         self.count = total
 
     def standardizer(self, recipe: Recipe) -> Standardizer:
-        """From the tokens so far; the identity where the recipe takes activations as they are."""
+        """The standardiser of the tokens so far; the identity where the recipe does not standardise."""
         mean = self.mean.float()
         if not recipe.standardized:
             return Standardizer(torch.zeros_like(mean), 1.0, center=mean)
@@ -103,23 +103,23 @@ class Moments:
 
 
 def default_lr(d_sae: int, n_steps: int) -> float:
-    """2e-4 at 2^14 latents, the narrower the faster (Gao et al. 2024, section 2.3); short runs take larger steps."""
+    """2e-4 sqrt(2^14 / d_sae) (Gao et al. 2024, section 2.3), and up to five times as much in short runs."""
     faster = min(max(1.0, math.sqrt(SHORT_RUN / n_steps)), MOST_FASTER)
     return 2e-4 / math.sqrt(d_sae / 2**14) * faster
 
 
 class Report(NamedTuple):
-    """What a trainer says of its steps since its last report."""
+    """The numbers of a trainer's steps since its last report."""
 
     loss: float  # summed over the steps
     fvu: float
-    dead_fraction: float  # of latents, as AuxK takes them for dead now
+    dead_fraction: float  # of the latents, those that AuxK takes for dead now
 
 
 class LayerTrainer:
-    """One `sae.TopKSAE` in training on standardised tokens.
+    """Trains one `TopKSAE` on standardised tokens.
 
-    In a process group every process steps on its own share of the tokens and all keep the same SAE.
+    Each process of several steps on its own share of the tokens; gradients are summed, so all keep the same SAE.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class LayerTrainer:
         self.steps_done = 0
 
     def schedule(self) -> float:
-        """The learning rate's factor: up, flat, down, all linear."""
+        """The factor of the learning rate: linear warm-up, constant, linear decay."""
         done = self.steps_done + 1
         rise = done / max(1.0, self.recipe.warm_up * self.n_steps)
         fall = (self.n_steps + 1 - done) / max(1.0, self.recipe.decay * self.n_steps)
@@ -177,7 +177,7 @@ class LayerTrainer:
         self.steps_done += 1
 
     def report(self) -> Report:
-        """What the steps since the last report gave, over all processes' tokens; waits for the device."""
+        """Report on the steps since the last report, over all processes' tokens; waits for the device."""
         loss, error, variance = self.report_sums.tolist()
         self.report_sums.zero_()
         n_dead = int(self.dead().sum())
@@ -186,18 +186,18 @@ class LayerTrainer:
         return Report(loss, error / variance if variance else math.nan, n_dead / self.sae.d_sae)
 
     def is_finite(self, whole: bool) -> bool:
-        """Whether no loss since the last report is NaN or infinite, nor, of the whole, any weight; a host sync.
+        """Whether the losses since the last report are finite and, with `whole`, the whole state; waits for the device.
 
-        A weight that is not finite gives such a loss in the next step.
+        A weight that is not finite makes the loss of the next step so.
         """
         tensors = self.state().values() if whole else [self.report_sums]
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def dead(self) -> Tensor:
-        """Which latents, bool [d_sae], have not fired for `dead_after` tokens."""
+        """Which latents, bool [d_sae], have not fired for more than `dead_after` tokens."""
         return self.since_fired > self.dead_after
 
-    # The state that a killed run goes on from -----------------------------------------------------------
+    # The state that a killed run resumes from -----------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on, as named tensors."""
@@ -211,7 +211,7 @@ class LayerTrainer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], steps_done: int):
-        """Go on from a `state` that was taken after `steps_done` steps."""
+        """Resume from a `state` that was taken after `steps_done` steps."""
         self.steps_done = steps_done
         self.since_fired.copy_(tensors["since_fired"])
         self.report_sums.copy_(tensors["report_sums"])

@@ -1,7 +1,7 @@
-"""A run folder while a command works on it: whose it is (a mark), who is at work (a lock), what may be removed.
+"""A run folder while a command works on it: the mark of its owner, the lock of who is at work, what may be removed.
 
-The mark is `unfinished.json`: the settings that a command must match to resume. The lock is advisory, and the
-system releases it when its holder dies; on a file system without locks that is said, and nothing is locked.
+The mark is `unfinished.json`: the settings that a command must match to resume. The lock is advisory, and the system
+releases it when its holder dies. On a file system without locks a warning is printed and nothing is locked.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from plumbing.errors import UserError
 
 LOCK = "unfinished.lock"
 
-# What a run consists of, besides its mark and its lock: the files of its folder, and of the folders in it.
+# What a run consists of besides its mark and its lock: files in its folder, and files in its folder's folders.
 FILES = (
     features.MANIFEST,
     "samples.jsonl",
@@ -51,20 +51,20 @@ class Mark(Asked):
 
 
 class Unfinished:
-    """One run folder of a command that is at work, or was killed."""
+    """A run folder of a command that is at work or was killed."""
 
     def __init__(self, folder: Path):
         self.folder, self.file = folder, folder / features.UNFINISHED
         self.lock_file = folder / LOCK
-        self.training_file = folder / "unfinished-training.safetensors"  # the state of a command's training
-        self.tokens_file = folder / "unfinished-tokens.bin"  # what training keeps for the recording
+        self.training_file = folder / "unfinished-training.safetensors"  # a checkpoint of the training
+        self.tokens_file = folder / "unfinished-tokens.bin"  # the token cache
 
     def recording_file(self, rank: int) -> Path:
-        """Where a process keeps how far its recording is."""
+        """A process's checkpoint of the recording."""
         return self.folder / f"unfinished-recording-{rank}.safetensors"
 
     def seconds(self) -> float:
-        """How long the command had been at work when it last kept its state."""
+        """How long the command had worked when it wrote its last checkpoint."""
         headers = [files.read_header(file) for file in (self.recording_file(0), self.training_file)]
         return next((header["seconds"] for header in headers if header), 0.0)
 
@@ -84,7 +84,7 @@ class Unfinished:
         )
 
     def check_place(self):
-        """Refuse what cannot be a run's folder: a file, a link to nothing, a place that cannot be written to."""
+        """Refuse what cannot be a run folder: a file, a broken link, a place that cannot be written to."""
         for place in (features.ROOT, self.folder):
             if os.path.lexists(place) and not place.is_dir():
                 what = "a link to a folder that is not there" if place.is_symlink() else "a file"
@@ -98,9 +98,9 @@ class Unfinished:
             )
 
     def check(self, identity: Mark | None):
-        """Refuse, before anything is touched, a folder that is not free for a command of this `identity`.
+        """Refuse a folder that is not free for a command of this `identity`, before anything in it is touched.
 
-        Without an identity, which is known once the encoder is loaded, a marked folder passes.
+        `identity` None: not known before the encoder is loaded; a marked folder passes.
         """
         mark = self.mark()
         if mark is None:
@@ -114,7 +114,7 @@ class Unfinished:
                 )
 
     def _check_free(self):
-        """Refuse a whole run, and a folder without a mark that holds anything."""
+        """Refuse a whole run, and a folder that has no mark and is not empty."""
         if features.is_whole(self.folder):
             raise UserError(
                 f"run {self.folder.name!r} exists: choose another --runname, or add --overwrite to replace it"
@@ -126,10 +126,10 @@ class Unfinished:
             )
 
     def start(self, identity: Mark):
-        """Empty the folder of any run and mark it as this command's.
+        """Remove any run from the folder, and mark it as this command's. Files that no run consists of stay.
 
-        What an older command would resume from goes before the new mark comes, so that no mark ever stands beside
-        the state of another command. What no run consists of stays.
+        The state of an older command is removed before the new mark is written, so that no mark ever stands beside
+        another command's state.
         """
         withdraw(self.folder)
         files.write_text(self.file, json.dumps(identity) + "\n")
@@ -138,7 +138,7 @@ class Unfinished:
             print(f"left alone in {self.folder}, as no part of a run: {', '.join(others)}", file=sys.stderr)
 
     def finish(self):
-        """Remove all that only an unfinished run needs, the mark last: with it gone, the command is done."""
+        """Remove what only an unfinished run needs; the mark last, since without it the command is done."""
         for pattern in ("unfinished-*", *files.TEMPORARY, *(f"*/{name}" for name in files.TEMPORARY)):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class Unfinished:
         files.sync(self.folder)
 
     def check_idle(self):
-        """Refuse a folder that another command is at work in."""
+        """Refuse a folder in which another command is at work."""
         if self.folder not in _held and self.lock_file.exists():
             handle = os.open(self.lock_file, os.O_RDWR)
             try:
@@ -157,7 +157,7 @@ class Unfinished:
                 os.close(handle)
 
     def lock(self):
-        """Make the folder, and take its lock until `release_locks`; a folder that is locked is refused."""
+        """Make the folder and hold its lock until `release_locks`; refuses a folder that is locked."""
         files.make_folder(self.folder)
         while self.folder not in _held:
             handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -167,7 +167,7 @@ class Unfinished:
                 os.close(handle)
                 raise
             _held[self.folder] = handle
-            if not is_file(handle, self.lock_file):  # its last holder removed it in between
+            if not is_file(handle, self.lock_file):  # its last holder removed it meanwhile: try again
                 os.close(_held.pop(self.folder))
         os.ftruncate(_held[self.folder], 0)
         os.pwrite(_held[self.folder], f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -188,7 +188,7 @@ class Unfinished:
 
 
 def withdraw(folder: Path):
-    """Remove the manifest, so that the run is no longer whole, and then what a command would resume from."""
+    """Remove the manifest, so that the run is no longer whole, and then every checkpoint."""
     (folder / features.MANIFEST).unlink(missing_ok=True)
     for state in folder.glob("unfinished-*"):
         state.unlink(missing_ok=True)
@@ -196,7 +196,7 @@ def withdraw(folder: Path):
 
 
 def clear(folder: Path) -> list[str]:
-    """Remove what a run consists of; returns the names of all else, which stays. Links are not followed."""
+    """Remove what a run consists of, without following links; returns the names of what stays."""
     for pattern, names in FOLDERS.items():
         for inner in folder.glob(pattern):
             if inner.is_symlink():
@@ -211,7 +211,7 @@ def clear(folder: Path) -> list[str]:
 
 
 def remove(folder: Path, patterns: tuple[str, ...]):
-    """Remove a folder's files of these names."""
+    """Remove the files of a folder that match any of the patterns."""
     for pattern in patterns:
         for file in folder.glob(pattern):
             if file.is_symlink() or file.is_file():
@@ -219,14 +219,14 @@ def remove(folder: Path, patterns: tuple[str, ...]):
 
 
 def other_names(folder: Path) -> list[str]:
-    """What a folder holds besides a command's mark, its lock and temporary files."""
+    """The names in a folder besides a command's mark, its lock and temporary files."""
     names = sorted(file.name for file in folder.glob("*"))
     own = (features.UNFINISHED, LOCK, *files.TEMPORARY)
     return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in own)]
 
 
 def is_file(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one that its path names."""
+    """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -239,18 +239,17 @@ def release_locks():
         os.close(_held.popitem()[1])
 
 
-os.register_at_fork(
-    after_in_child=release_locks
-)  # or a DataLoader's worker would outlive its parent as a holder
+# A DataLoader worker that outlives its parent must not keep holding the locks.
+os.register_at_fork(after_in_child=release_locks)
 
 
 def has_begun(mark: Mark) -> bool:
-    """Whether a marked command got so far that there is something to resume from."""
+    """Whether the command of a mark has written a checkpoint."""
     first = features.run_path(next(iter(mark["runs"])))
     return any(first.glob("unfinished-*.safetensors"))
 
 
-CHANGED = {  # what a difference means, where its two values tell a reader nothing
+CHANGED = {  # what to say of a difference whose two values would tell a reader nothing
     "fingerprint": "other samples, or other captions",
     "files": "the data's files have changed since",
     "encoder_files": "the checkpoint's files have changed since",
@@ -258,7 +257,7 @@ CHANGED = {  # what a difference means, where its two values tell a reader nothi
 
 
 def first_difference(before: object, now: object, name: str = "") -> str | None:
-    """Name the first value in which two JSON-like settings differ, or None."""
+    """Describe the first difference between two JSON values; None where they are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
             if found := first_difference(before.get(key), now.get(key), key):
