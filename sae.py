@@ -297,7 +297,7 @@ def read_config(path: Path) -> dict:
         number = config.get(key)
         if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1:
             raise UserError(
-                f"{path} has {key} {number!r}: correct it to the SAE's, a whole number of at least 1"
+                f"{path} has {key} {number!r}, which is not a whole number of at least 1: correct it"
             )
         config[key] = int(number)
     if config["k"] > config["d_sae"]:
