@@ -1,13 +1,15 @@
 """Show what a run's features respond to: sheets of their highest samples, a figure for a paper, a report of runs."""
 
 import re
+import shlex
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import features
 from features import Run
-from plumbing.commandline import Parser, folder, picture, positive, script
+from plumbing.commandline import Parser, folder, output, picture, positive, script
 from plumbing.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
 def main(argv=None) -> list[Path]:
     """Write the sheets, the figure or the report; returns the files."""
     arguments = parse(argv)
+    if arguments.report:
+        return write_report(arguments)
     run = features.open_run(arguments.run)
     layer = run.layer(arguments.layer)
     work = draw_figure if arguments.sheet else draw_sheets
@@ -29,7 +33,15 @@ def main(argv=None) -> list[Path]:
 def parse(argv) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--run", required=True, help="the run to show, a folder name in sae_features/")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", help="the run to show, a folder name in sae_features/")
+    what.add_argument(
+        "--report",
+        nargs="+",
+        metavar="RUN",
+        help="one HTML file of these runs: their SAEs, what they share, and the most and least shared features of the "
+        "first",
+    )
     add("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--features", type=int, nargs="+", metavar="N", help="sheets of these features only")
@@ -63,7 +75,8 @@ def parse(argv) -> Namespace:
         metavar="PLACE",
         help="of sheets the folder (imgs): they go to PLACE/RUN/; of a figure the file",
     )
-    return parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    return parser.parse_args(words, Namespace(words=words))
 
 
 def grid(text: str) -> tuple[int, int]:
@@ -132,6 +145,19 @@ def draw_figure(arguments: Namespace, run: Run, layer: str) -> list[Path]:
     chosen = list(dict.fromkeys(sheets.chosen_features(codes, arguments.sheet, None, AT_LEAST)))
     kept, pixels = Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE
     grids.save_grid(file, run, layer, codes, chosen, shape, pairs, kept, {}, pixels)
+    print(file)
+    return [file]
+
+
+def write_report(arguments: Namespace) -> list[Path]:
+    """The report of the runs asked for."""
+    runs = [features.open_run(name) for name in dict.fromkeys(arguments.report)]
+    file = output(arguments.out or f"imgs/report-{runs[0].name}.html")
+
+    from showing import report  # after what can be said without numba
+
+    command = shlex.join(["uv", "run", "show.py", *arguments.words])
+    report.write_report(file, runs, {}, command, arguments.data_root, Path("imgs/thumbs"), AT_LEAST)
     print(file)
     return [file]
 

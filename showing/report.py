@@ -1,0 +1,311 @@
+"""A report of runs: one HTML file with its pictures inside it, to send to a colleague."""
+
+import base64
+import datetime
+import hashlib
+import itertools
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from scipy.sparse import csr_array
+
+import data
+import features
+from comparing.clusters import FEWEST
+from comparing.comparison import with_references
+from comparing.draws import Layer
+from comparing.per_feature import Presence, presence
+from comparing.presence import ABSENT, ONE_SIDED_95
+from comparing.reader import Reader
+from comparing.results import Direction, number
+from comparing.sides import DEFAULTS, Sides
+from features import Run
+from plumbing import files
+from showing import sheets, trusted
+from showing.thumbnails import Thumbnails, thumbnails
+
+ROOM = Path(__file__).parent
+SHOWN, PICTURES = 8, 12  # features of a list, and samples of a feature
+LETTERS = 300  # of a caption; the page shows two lines of it
+VERSIONS = ("python", "torch", "transformers", "open_clip_torch")
+
+Directions = dict[tuple[str, str], Direction]  # by source and target
+
+
+class Shot(NamedTuple):
+    """One sample: its picture as a data URI ("" where it cannot be read), and its caption."""
+
+    source: str
+    caption: str
+
+
+class Card(NamedTuple):
+    """A feature: its number and name, how active and how shared it is, and its highest samples."""
+
+    title: str
+    facts: str
+    shots: list[Shot]
+
+
+class Cards(NamedTuple):
+    """A list of features, and the rule that chose them."""
+
+    title: str
+    rule: str
+    cards: list[Card]
+
+
+class Cell(NamedTuple):
+    """One score of the matrix, as it is printed; `shade` is 0 to 10."""
+
+    value: str
+    interval: str
+    floor: str
+    shade: int
+
+
+class LayerMap(NamedTuple):
+    """The wMPPC of every layer of one run with every layer of another: texts and shades, [row][column]."""
+
+    source: str
+    target: str
+    rows: list[str]
+    columns: list[str]
+    cells: list[list[tuple[str, int]]]
+    highest: str
+
+
+def write_report(
+    file: Path,
+    runs: Sequence[Run],
+    names: Mapping[int, str],
+    command: str,
+    data_root: str | None,
+    kept: Path,
+    at_least: int,
+):
+    """Write the page; the features that it shows are those of the first run's last layer, which `names` names.
+
+    `kept` is the folder of thumbnails, `at_least` the samples that a shown feature is active on.
+    """
+    features.check_aligned(list(runs))
+    sides = Sides(runs, Reader(), DEFAULTS)
+    pairs = itertools.combinations({run.name: run for run in runs}.values(), 2)
+    both = [with_references(run, other, ("wmppc",), sides) for run, other in pairs]
+    found = {(one.source, one.target): one for pair in both for one in pair}
+    style = (ROOM / "report.css").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    text = environment.get_template("report.html.j2").render(
+        title=f"What {runs[0].name} has in common with {_listed([run.name for run in runs[1:]])}"
+        if len(runs) > 1
+        else f"What {runs[0].name} responds to",
+        style=Markup(style),  # our own file: nothing in it is a user's
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        first=runs[0],
+        dataset=runs[0].manifest["dataset"]["name"],
+        made=datetime.date.today().isoformat(),
+        command=command,
+        versions=_versions(runs[0]),
+        runs=[described(run) for run in runs],
+        of_text=_of_text(runs[0]),
+        matrix=matrix(runs, found) if found else [],
+        held_out=any(one.wmppc["last_layer"].held_out is not None for one in found.values()),
+        trust=trust(list(found.values())),
+        maps=layer_maps(runs, found),
+        lists=lists(runs, sides, names, data.reopen(runs[0], data_root), kept, at_least),
+    )
+    files.write_text(file, text)
+
+
+def described(run: Run) -> dict[str, object]:
+    """A run's row of the first table, and its layers' rows of the second."""
+    manifest = run.manifest
+    encoder, training = manifest.get("encoder") or {}, manifest.get("training") or {}
+    return {
+        "name": run.name,
+        "model": encoder.get("model", "-"),
+        "checkpoint": encoder.get("checkpoint", "-"),
+        "random": encoder.get("random_weights") is not None,
+        "modality": encoder.get("modality", "-"),
+        "token": manifest.get("token", "-"),
+        "activation": manifest.get("activation", "-"),
+        "seed": training.get("seed", "-"),
+        "layers": run.layers[0] if len(run.layers) == 1 else f"{run.layers[0]} to {run.layers[-1]}",
+        "command": shlex.join(manifest.get("command") or []),
+        "quality": [{"name": layer, "numbers": quality(run, layer)} for layer in run.layers],
+    }
+
+
+def quality(run: Run, layer: str) -> list[str]:
+    """The numbers of a layer's SAE, as they are printed; a dash for what the run does not tell."""
+    sae = (run.manifest.get("sae") or {}).get(layer) or {}
+
+    def told(key: str) -> float | None:
+        return (run.manifest.get(key) or {}).get(layer)
+
+    l0, shares = told("l0"), (told("dead_fraction"), told("dense_fraction"))
+    return [
+        *(str(sae.get(key, "-")) for key in ("d_sae", "k")),
+        *(number(told(key)) for key in ("fvu", "fvu_recorded")),
+        "-" if l0 is None else f"{l0:.1f}",
+        *("-" if share is None else f"{share:.1%}" for share in shares),
+    ]
+
+
+def matrix(runs: Sequence[Run], found: Directions) -> list[list[Cell | None]]:
+    """The scores of the last layers [source][target]; None for a run and itself."""
+
+    def cell(direction: Direction | None) -> Cell | None:
+        if direction is None:
+            return None
+        score = direction.wmppc["last_layer"]
+        value = score.value if score.held_out is None else score.held_out
+        low, high = score.interval or (None, None)
+        interval = "" if low is None else f"{number(low)} to {number(high)}"
+        return Cell(number(value), interval, number(score.floor), shade(value))
+
+    return [[cell(found.get((row.name, column.name))) for column in runs] for row in runs]
+
+
+def shade(value: float, highest: float = 1.0) -> int:
+    """0 to 10, by the share of the highest value; 0 for what is no number."""
+    return 0 if np.isnan(value) else int(np.clip(round(10 * value / highest), 0, 10))
+
+
+def trust(directions: list[Direction]) -> dict[str, list]:
+    """The table of all that is told of the last layers' scores, what its headings mean, and its notes."""
+    headings = trusted.shown(tuple(directions)) if directions else []
+    rows = []
+    for one in directions:
+        texts = dict(zip(trusted.COLUMNS, trusted.cells(one.wmppc["last_layer"]), strict=True))
+        rows.append((f"{one.source} → {one.target}", [texts[heading] or "-" for heading in headings]))
+    meanings = [(heading, trusted.MEANINGS[heading]) for heading in headings if heading in trusted.MEANINGS]
+    notes = list(dict.fromkeys(line.strip() for line in trusted.references(tuple(directions))))
+    return {"headings": headings, "rows": rows, "meanings": meanings, "notes": notes}
+
+
+def layer_maps(runs: Sequence[Run], found: Directions) -> list[LayerMap]:
+    """The maps between the first run and each other one, both ways, where there is more than one layer."""
+    first = runs[0].name
+    shown = [
+        one
+        for (source, target), one in found.items()
+        if first in (source, target) and max(map(len, (one.source_layers, one.target_layers))) > 1
+    ]
+    scores = [score.value for one in shown for row in one.layers for score in row]
+    highest = max([value for value in scores if not np.isnan(value)], default=1.0) or 1.0
+    return [
+        LayerMap(
+            one.source,
+            one.target,
+            [layer.removeprefix("layer") for layer in one.source_layers],
+            [layer.removeprefix("layer") for layer in one.target_layers],
+            [[(number(score.value), shade(score.value, highest)) for score in row] for row in one.layers],
+            number(max(score.value for row in one.layers for score in row)),
+        )
+        for one in shown
+    ]
+
+
+class Shown(NamedTuple):
+    """What the cards of a layer's features are made from; `shared` is by the other runs' names."""
+
+    run: Run
+    codes: csr_array
+    samples: list[dict[str, str]]
+    pairs: data.Pairs
+    small: Thumbnails
+    names: Mapping[int, str]
+    shared: dict[str, Presence]
+
+    def card(self, found: sheets.Highest) -> Card:
+        share = found.count / self.run.n_samples
+        facts = [f"active on {found.count:,} samples ({share:.1%})"]
+        if self.shared:
+            held = (f"{number(one.held_out[found.feature])} in {name}" for name, one in self.shared.items())
+            facts.append(f"held-out correlation {', '.join(held)}")
+        shots = [self.shot(row) for row in found.rows.tolist()]
+        return Card(sheets.titled(found.feature, self.names), "; ".join(facts), shots)
+
+    def shot(self, row: int) -> Shot:
+        caption = " ".join(self.samples[row]["caption"].split())
+        caption = caption if len(caption) <= LETTERS else f"{caption[:LETTERS]}…"
+        path = self.small.path(row)
+        if row in self.small.missing or not path.is_file():
+            return Shot("", caption)
+        return Shot(f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}", caption)
+
+
+def lists(
+    runs: Sequence[Run],
+    sides: Sides,
+    names: Mapping[int, str],
+    pairs: data.Pairs,
+    kept: Path,
+    at_least: int,
+) -> list[Cards]:
+    """The features of the first run that all other runs have most, and those that none has; else the most active."""
+    run, others = runs[0], [run for run in runs[1:] if run.name != runs[0].name]
+    own, codes = Layer(run, run.layers[-1]), run.load(run.layers[-1])
+    enough = sides.clusters(*runs).n >= FEWEST
+    shared = {other.name: presence(own, Layer(other, other.layers[-1]), sides) for other in others if enough}
+    chosen = choices(codes, shared, at_least)
+    found = {
+        one.feature: one
+        for one in sheets.highest(codes, sorted({i for _, _, some in chosen for i in some}), PICTURES)
+    }
+    rows = {row for one in found.values() for row in one.rows.tolist()}
+    shown = Shown(run, codes, run.samples(), pairs, thumbnails(pairs, kept, rows), names, shared)
+    return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
+
+
+def choices(codes: csr_array, shared: dict[str, Presence], at_least: int) -> list[tuple[str, str, list[int]]]:
+    """The lists' titles, rules and features."""
+    by_activation = sheets.chosen_features(codes, None, codes.shape[1], at_least)
+    active = f"active on at least {at_least} samples"
+    if not shared:
+        rule = (
+            f"Features {active}, by summed activation; those active on over a tenth of the samples come last."
+        )
+        return [("Most active features", rule, by_activation[:SHOWN])]
+    lowest = np.min([one.held_out for one in shared.values()], axis=0)
+    highest = np.max([one.held_out + ONE_SIDED_95 * one.error for one in shared.values()], axis=0)
+    most = sheets.chosen_features(codes, None, SHOWN, at_least, lowest)
+    least = [feature for feature in by_activation if highest[feature] <= ABSENT][:SHOWN]
+    runs = _listed(list(shared))
+    return [
+        (
+            f"Most shared with {runs}",
+            f"Features {active}, by their held-out correlation with their best partner"
+            + (" in the run that has least of them." if len(shared) > 1 else "."),
+            most,
+        ),
+        (
+            f"Surely not in {runs}",
+            f"Features {active} whose held-out correlation plus {ONE_SIDED_95} standard errors is at most {ABSENT}"
+            + (" in each of these runs" if len(shared) > 1 else "")
+            + "; the most active first, those active on over a tenth of the samples last.",
+            least,
+        ),
+    ]
+
+
+def _listed(names: Iterable[str]) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _of_text(run: Run) -> bool:
+    return (run.manifest.get("encoder") or {}).get("modality") == "text"
+
+
+def _versions(run: Run) -> str:
+    versions = run.manifest.get("versions") or {}
+    return ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)
