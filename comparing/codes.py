@@ -6,14 +6,16 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from plumbing.compiled import compiled
 from plumbing.threads import equal_ranges, in_parallel
 
 ENTRY_BYTES = 24  # of an entry of Codes: the CSR, its copy with 16-bit features, and the transposed one
 
-DENSE_ROWS = 2048  # rows of one matrix product: more take more memory, and float32 sums of more err more
+DENSE_ROWS = 4096  # rows of one matrix product: more take more memory, and float32 sums of more err more
+
+PIVOT_ROWS = 128  # of a chunk, whose mean is taken away from all of it
 
 DENSE_ENOUGH = 0.1  # share of entries stored, above which a sparse matrix is summed by dense chunks
 
@@ -25,11 +27,9 @@ Matrix = np.ndarray | scipy.sparse.csr_array  # float [row, feature]
 # Stored entries row by row: starts of the rows, features, activations; or feature by feature, likewise.
 Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-WEIGHTLESS = np.empty(0)  # stands for "every row counts once" in the compiled functions
-
 
 class ColumnSums(NamedTuple):
-    """Sums over rows of each feature, float64 [feature], and `n`, the rows' total weight; chunks add up.
+    """Sums over `n` rows of each feature, float64 [feature]; chunks of rows add up.
 
     `low` and `high` tell a constant feature exactly, which no difference of rounded sums does.
     """
@@ -60,6 +60,18 @@ class ColumnSums(NamedTuple):
         for array, how in zip(columns, ("SUM", "SUM", "SUM", "MIN", "MAX"), strict=True):
             add_up(array, how)
         return ColumnSums(float(columns[0][0]), *columns[1:])
+
+    def moved(self, pivot: np.ndarray, n_rows: int) -> "ColumnSums":
+        """Of `n_rows` rows x, where these are the sums of x - pivot."""
+        square = self.square + pivot * (2 * self.total + n_rows * pivot)
+        total = self.total + n_rows * pivot
+        return ColumnSums(float(n_rows), total, square, self.low + pivot, self.high + pivot)
+
+    def checked(self) -> "ColumnSums":
+        """Themselves; NaN and infinity are refused."""
+        if not np.isfinite(self.total).all():
+            raise ValueError("activations hold NaN or infinity")
+        return self
 
     def of(self, features: slice) -> "ColumnSums":
         """Those of some of the features."""
@@ -128,101 +140,100 @@ class Codes:
         )
 
     @functools.cached_property
-    def _plain_sums(self) -> ColumnSums:
-        return _column_sums(self, WEIGHTLESS)
+    def _sums(self) -> ColumnSums:
+        if not self.is_sparse or self.stored > DENSE_ENOUGH * self.n_rows * self.n_features:
+            return _sums_of_chunks(self.matrix)
+        return _sums_of_entries(self)
 
-    def sums(self, weights: Float[np.ndarray, " row"] | None = None) -> ColumnSums:
-        """The features' sums over rows; rows of weight 0 are as if they were not there."""
-        sums = self._plain_sums if weights is None else _column_sums(self, weights)
-        if not np.isfinite(sums.total).all():
-            raise ValueError("activations hold NaN or infinity")
-        return sums
+    def sums(self) -> ColumnSums:
+        """The features' sums over rows."""
+        return self._sums.checked()
 
 
 def as_codes(matrix: Matrix | Codes) -> Codes:
     return matrix if isinstance(matrix, Codes) else Codes(matrix)
 
 
-def _column_sums(codes: Codes, weights: Float[np.ndarray, " row"]) -> ColumnSums:
-    weights = np.asarray(weights, np.float64)
-    if not codes.is_sparse:
-        return _dense_column_sums(codes.matrix, weights)
-    if codes.stored > DENSE_ENOUGH * codes.n_rows * codes.n_features:
-        return _sums_of_chunks(codes.matrix, weights)
-    n_rows = np.count_nonzero(weights > 0) if weights.size else codes.n_rows
+def _sums_of_entries(codes: Codes) -> ColumnSums:
     _, total, square, low, high = ColumnSums.of_nothing(codes.n_features)
     stored = np.zeros(codes.n_features, np.int64)
-    _add_columns(codes.by_row, weights, total, square, stored, low, high)
-    gaps = stored < n_rows  # where a row holds no entry, the activation is 0
+    _add_entries(codes.by_row, total, square, stored, low, high)
+    gaps = stored < codes.n_rows  # where a row holds no entry, the activation is 0
     low[gaps], high[gaps] = np.minimum(low[gaps], 0), np.maximum(high[gaps], 0)
-    return ColumnSums(float(weights.sum() if weights.size else codes.n_rows), total, square, low, high)
+    return ColumnSums(float(codes.n_rows), total, square, low, high)
 
 
-def _sums_of_chunks(matrix: Matrix, weights: np.ndarray) -> ColumnSums:
-    """The sums of a sparse matrix that is rather dense, by dense chunks of its rows."""
-    sums, pivot = ColumnSums.of_nothing(matrix.shape[1]), np.zeros(matrix.shape[1], np.float32)
-    chunk = np.empty((min(DENSE_ROWS, matrix.shape[0]), matrix.shape[1]), np.float32)
-    for start in range(0, matrix.shape[0], DENSE_ROWS):
-        rows = chunk[: matrix.shape[0] - start]
-        fill(matrix, start, pivot, rows)
-        sums = sums.plus(_dense_column_sums(rows, weights[start : start + DENSE_ROWS]))
+def _sums_of_chunks(matrix: Matrix) -> ColumnSums:
+    sums = ColumnSums.of_nothing(matrix.shape[1])
+    chunk = np.empty((min(DENSE_ROWS // 4, matrix.shape[0]), matrix.shape[1]))
+    for start in range(0, matrix.shape[0], max(len(chunk), 1)):
+        sums = sums.plus(fill(matrix, start, chunk[: matrix.shape[0] - start])[1])
     return sums
 
 
-def _dense_column_sums(matrix: np.ndarray, weights: np.ndarray) -> ColumnSums:
-    n = float(weights.sum() if weights.size else len(matrix))
-    _, *sums = ColumnSums.of_nothing(matrix.shape[1])
-    ranges = equal_ranges(np.ones(matrix.shape[1]))
-    in_parallel(lambda: lambda a, b: _add_dense_columns(a, b, matrix, weights, *sums), ranges)
-    return ColumnSums(n, *sums)
+def fill(matrix: Matrix, start: int, chunk: np.ndarray) -> tuple[np.ndarray, ColumnSums]:
+    """Write rows of a matrix, from `start` on, into a dense chunk, less a pivot near their means.
+
+    Returns the pivot [feature], of the chunk's type, and the rows' sums.
+    """
+    block, width = matrix[start : start + len(chunk)], chunk.shape[1]
+    pivot = np.asarray(block[:: max(1, len(chunk) // PIVOT_ROWS)].mean(axis=0, dtype=np.float64)).astype(
+        chunk.dtype
+    )
+    if isinstance(block, np.ndarray):
+        kernel, held = _centre_rows, (block,)
+    else:
+        kernel, held = _centre_entries, (block.indptr, block.indices, block.data)
+    rows = equal_ranges(np.ones(len(chunk)))
+    in_parallel(lambda: lambda first, last: kernel(first, last, *held, pivot, chunk), rows)
+    n, *sums = ColumnSums.of_nothing(width)
+    columns = equal_ranges(
+        np.ones(width)
+    )  # each sum in the order of the rows, however many threads there are
+    in_parallel(lambda: lambda first, last: _add_columns(first, last, chunk, *sums), columns)
+    return pivot, ColumnSums(n, *sums).moved(pivot.astype(np.float64), len(chunk))
 
 
 @compiled()
 @no_type_check
-def _add_columns(by_row, weights, total, square, stored, low, high):
+def _add_entries(by_row, total, square, stored, low, high):
     starts, features, values = by_row
     for row in range(starts.size - 1):
-        weight = weights[row] if weights.size else 1.0
-        if weight > 0:
-            for entry in range(starts[row], starts[row + 1]):
-                feature, value = features[entry], np.float64(values[entry])
-                total[feature] += weight * value
-                square[feature] += weight * value * value
-                stored[feature] += 1
-                low[feature] = min(low[feature], value)
-                high[feature] = max(high[feature], value)
+        for entry in range(starts[row], starts[row + 1]):
+            feature, value = features[entry], np.float64(values[entry])
+            total[feature] += value
+            square[feature] += value * value
+            stored[feature] += 1
+            low[feature] = min(low[feature], value)
+            high[feature] = max(high[feature], value)
 
 
 @compiled()
 @no_type_check
-def _fill_rows(first, last, start, starts, columns, values, pivot, chunk):
-    """Rows of a CSR, from `start` on, as dense rows less `pivot`."""
+def _add_columns(first, last, chunk, total, square, low, high):
+    """The same of rows that are dense, for some of the features."""
+    for row in range(chunk.shape[0]):
+        for feature in range(first, last):
+            value = np.float64(chunk[row, feature])
+            total[feature] += value
+            square[feature] += value * value
+            low[feature] = value if value < low[feature] else low[feature]
+            high[feature] = value if value > high[feature] else high[feature]
+
+
+@compiled()
+@no_type_check
+def _centre_entries(first, last, starts, columns, values, pivot, chunk):
+    """Rows of a CSR as dense rows less `pivot`."""
     for row in range(first, last):
         chunk[row] = -pivot
-        for entry in range(starts[start + row], starts[start + row + 1]):
+        for entry in range(starts[row], starts[row + 1]):
             chunk[row, columns[entry]] += values[entry]
 
 
 @compiled()
 @no_type_check
-def _add_dense_columns(first, last, chunk, weights, total, square, low, high):
-    """The sums of `_add_columns` over rows that are dense, for some of the features."""
-    for row in range(chunk.shape[0]):
-        weight = weights[row] if weights.size else 1.0
-        if weight > 0:
-            for feature in range(first, last):
-                value = np.float64(chunk[row, feature])
-                total[feature] += weight * value
-                square[feature] += weight * value * value
-                low[feature] = min(low[feature], value)
-                high[feature] = max(high[feature], value)
-
-
-def fill(matrix: Matrix, start: int, pivot: np.ndarray, chunk: np.ndarray) -> np.ndarray:
-    """Write rows of a matrix, from `start` on, into a dense chunk, less `pivot`; returns the chunk."""
-    if isinstance(matrix, np.ndarray):
-        return np.subtract(matrix[start : start + len(chunk)], pivot, out=chunk, casting="unsafe")
-    starts, columns, values = matrix.indptr, matrix.indices, matrix.data
-    ranges = equal_ranges(np.ones(len(chunk)))
-    in_parallel(lambda: lambda a, b: _fill_rows(a, b, start, starts, columns, values, pivot, chunk), ranges)
-    return chunk
+def _centre_rows(first, last, matrix, pivot, chunk):
+    """The same of dense rows."""
+    for row in range(first, last):
+        chunk[row] = matrix[row] - pivot

@@ -14,7 +14,7 @@ import features
 from comparing import draws, scores
 from comparing.clusters import FEWEST
 from comparing.directions import comparison_of, nuisance
-from comparing.draws import Cell, Draw, Layer, aligned
+from comparing.draws import Cell, Layer, aligned
 from comparing.kept import read_kept, write_kept
 from comparing.passes import evidence
 from comparing.pearson import Maxima, Sums, max_correlations, streamed_maxima
@@ -35,11 +35,10 @@ RhoByLayers = dict[tuple[str, str], np.ndarray]  # rho float64 [feature] by sour
 def maxima(cell: Cell, reader: Reader) -> tuple[Maxima, Maxima]:
     """The maxima of both layers of a cell; every process has to call this where the cell does not fit."""
     if reader.fits(cell):
-        return max_correlations(reader.codes(cell.source), reader.codes(cell.target), cell.draw)
-    pairs = own_share(cell.draw.n_pairs(cell.source.run.n_samples))
-    weights = None if cell.draw.weights is None else cell.draw.weights[pairs]
+        return max_correlations(reader.codes(cell.source), reader.codes(cell.target))
+    pairs = own_share(cell.source.run.n_samples)
     memory = reader.memory // 4
-    return streamed_maxima(lambda: cell.blocks(pairs, memory), reader.memory // 2, add_up, weights)
+    return streamed_maxima(lambda: cell.blocks(pairs, memory), reader.memory // 2, add_up)
 
 
 def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -67,7 +66,7 @@ def pair_sums(cell: Cell, reader: Reader) -> Sums:
         )
     if reader.fits(cell):
         source, target = reader.codes(cell.source), reader.codes(cell.target)
-        return Sums.of(source.take(cell.draw.source), target.take(cell.draw.target), cell.draw.weights)
+        return Sums.of(source, target.take(cell.partner))
     sums = Sums(n_source, n_target)
     for x, y in aligned(*cell.blocks(slice(None), reader.memory // 4)):
         sums.add(x, y)
@@ -158,9 +157,9 @@ def bare(source: features.Run, target: features.Run, reader: Reader) -> Comparis
     return Comparison(direction(source, target, forward, reader), direction(target, source, backward, reader))
 
 
-def value_and_floor(run: features.Run) -> tuple[Draw, Draw]:
-    """The draws whose scores are an older Score's two numbers."""
-    return draws.ALL, draws.floor(run.n_samples)
+def value_and_floor(run: features.Run) -> tuple[None, np.ndarray]:
+    """The orders of the target's rows whose scores are an older Score's two numbers."""
+    return None, draws.permutation(run.n_samples)
 
 
 def direction(source: features.Run, target: features.Run, rho: RhoByLayers, reader: Reader) -> Direction:
@@ -190,8 +189,8 @@ def older_score(
     if metric == "mutual_knn":
         return mutual_knn(own, other)
     values = []
-    for draw in value_and_floor(source):
-        sums = pair_sums(Cell(own, other, draw), reader)
+    for partner in value_and_floor(source):
+        sums = pair_sums(Cell(own, other, partner), reader)
         if metric == "hungarian":
             live = sums.source.total > 0, sums.target.total > 0
             values.append(scores.hungarian(sums.correlations(), *live))

@@ -1,4 +1,4 @@
-"""Which rows count, how often, and whom they are paired with: all of them, a floor's permutation, a half, a fold."""
+"""Rows of layers: in which order they are read, in which blocks, and beside which rows of another run."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -6,52 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 import features
 from comparing.codes import ENTRY_BYTES, Matrix
 
 JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
 FLOOR_SEED = 0  # of the row permutation that a floor is the score of
-
-
-class Draw(NamedTuple):
-    """The pairs of rows that a correlation is over.
-
-    Pair n is the source's row `source[n]` beside the target's row `target[n]`, int [pair], and counts
-    `weights[n]` times, float [pair]. None: all rows in their order, each once. So a half or a fold names the
-    same rows on both sides, and a floor permutes the target's.
-    """
-
-    source: np.ndarray | None = None
-    target: np.ndarray | None = None
-    weights: np.ndarray | None = None
-
-    @staticmethod
-    def of_rows(rows: Int[np.ndarray, " pair"]) -> "Draw":
-        """Some rows, each beside itself; a row that is named twice counts twice."""
-        return Draw(rows, rows)
-
-    def n_pairs(self, n_rows: int) -> int:
-        """The number of pairs of two runs of `n_rows` rows."""
-        return next((len(array) for array in self if array is not None), n_rows)
-
-    def check(self, n_source: int, n_target: int):
-        """Refuse what does not pair `n_source` rows, those named, with as many of the target's `n_target`."""
-        lengths = {n_source, n_target if self.target is None else len(self.target)}
-        lengths |= {len(array) for array in (self.source, self.weights) if array is not None}
-        if len(lengths) != 1:
-            raise ValueError(f"the two sides, their rows and weights differ in length: {sorted(lengths)}")
-
-    def target_weights(self, n_rows: int) -> Float[np.ndarray, " row"] | None:
-        """How often each of the target's `n_rows` rows counts; None where each counts once."""
-        if self.target is None:
-            return self.weights
-        counts = np.bincount(self.target, self.weights, minlength=n_rows).astype(np.float64)
-        return None if (counts == 1).all() else counts
-
-
-ALL = Draw()
 
 
 class Layer(NamedTuple):
@@ -66,36 +27,28 @@ class Layer(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Two layers to correlate, over the pairs of rows that `draw` names."""
+    """Two layers to correlate; `partner` int [row]: the target's row beside each of the source's, None: the same."""
 
     source: Layer
     target: Layer
-    draw: Draw = ALL
+    partner: np.ndarray | None = None
 
-    def blocks(self, pairs: slice, memory: int) -> tuple[Iterator[scipy.sparse.csr_array], ...]:
-        """Both sides' rows of some of the pairs, in the draw's order, in blocks of CSR [pair, feature]."""
-        return (
-            blocks(self.source, self.draw.source, pairs, memory),
-            blocks(self.target, self.draw.target, pairs, memory),
-        )
+    def blocks(self, rows: slice, memory: int) -> tuple[Iterator[scipy.sparse.csr_array], ...]:
+        """Both sides of some rows of the source, in blocks of CSR [row, feature]."""
+        return blocks(self.source, None, rows, memory), blocks(self.target, self.partner, rows, memory)
 
 
 @functools.lru_cache(maxsize=1)
 def permutation(n_samples: int) -> Int[np.ndarray, " row"]:
-    """The one permutation that every floor is of: the same for all runs of the same samples."""
+    """The one permutation that every floor of an older score is of: the same for all runs of the same samples."""
     rows = np.arange(n_samples, dtype=np.int32 if n_samples < 1 << 31 else np.int64)  # less to hold
     return np.random.default_rng(FLOOR_SEED).permutation(rows)
-
-
-def floor(n_samples: int) -> Draw:
-    """The draw of a floor: every row of the source beside another one of the target, by chance."""
-    return Draw(target=permutation(n_samples))
 
 
 def blocks(
     layer: Layer, order: Int[np.ndarray, " pair"] | None, pairs: slice = slice(None), memory: int = 1 << 62
 ) -> Iterator[scipy.sparse.csr_array]:
-    """A layer's rows in the order of one side of a Draw, of which `pairs` only, in blocks of CSR [pair, feature].
+    """A layer's rows in an order (None: as they are), of which `pairs` only, in blocks of CSR [pair, feature].
 
     The layer is read once for all rows that `memory` bytes hold, so that memory decides how often it is read,
     and never which rows are paired.

@@ -1,7 +1,8 @@
 """Compiled loops that turn a source feature's products into correlations and keep both sides' maxima.
 
 They take slices that begin at 0: an index that might be negative keeps a loop from being vectorised. `source` and
-`target` are each a Spread as a tuple; `best` and `back` are the Matched or Shuffled of the source and the target.
+`target` are each a Spread as a tuple; `best` and `back` are the Matched or Shuffled of the source and the target, as
+tuples too: numba's cache on disk would name their class, and fail once it is moved.
 """
 
 from typing import no_type_check
@@ -13,7 +14,7 @@ from comparing.pearson import add_products
 from plumbing.compiled import compiled
 
 TARGETS = 2048  # target features whose correlations with a source feature are worked out at once: they stay in the cache
-EMPTY, NONE = np.empty(0), np.empty(0, np.int64)
+np.empty(0), np.empty(0, np.int64)
 
 
 @compiled(fastmath={"nnan", "nsz", "contract"})
@@ -76,6 +77,8 @@ def _keep_split(feature, counts, n_counted, products, r, source, target, best, b
     """One source feature's products of both halves as correlations: its own maxima, and the targets'."""
     n, mean, inverse_sd = source
     _, t_mean, t_inverse_sd = target
+    best_rho, best_match, best_crossed, best_every = best
+    back_rho, back_match, back_crossed, back_every = back
     for first in range(0, products.shape[1], TARGETS):
         last = min(first + TARGETS, products.shape[1])
         counted = min(max(n_counted - first, 0), last - first) if counts else 0
@@ -86,17 +89,17 @@ def _keep_split(feature, counts, n_counted, products, r, source, target, best, b
             stats, out = (t_mean[part, first:last], t_inverse_sd[part, first:last]), r[part, : last - first]
             own = n[part], mean[part, feature], inverse_sd[part, feature]
             _to_r(products[part, first:last], *own, *stats, out)
-        best.every[feature] = max(best.every[feature], _highest(r[0, : last - first]))
-        _raise_floor(r[0, counted : last - first], back.every[first + counted : last])
+        best_every[feature] = max(best_every[feature], _highest(r[0, : last - first]))
+        _raise_floor(r[0, counted : last - first], back_every[first + counted : last])
         for part in range(3 if counted else 0):
             highest = _highest(r[part, :counted]) if inverse_sd[part, feature] > 0 else -2.0
-            if highest > best.rho[part, feature] + TIE:
+            if highest > best_rho[part, feature] + TIE:
                 place = _first_at(r[part, :counted], highest - TIE)
-                best.rho[part, feature], best.match[part, feature] = highest, first + place
+                best_rho[part, feature], best_match[part, feature] = highest, first + place
                 if part:
-                    best.crossed[part - 1, feature] = r[3 - part, place]
-            cross = back.crossed[max(part - 1, 0), first : first + counted if part else first]
-            own_back = back.rho[part, first : first + counted], back.match[part, first : first + counted]
+                    best_crossed[part - 1, feature] = r[3 - part, place]
+            cross = back_crossed[max(part - 1, 0), first : first + counted if part else first]
+            own_back = back_rho[part, first : first + counted], back_match[part, first : first + counted]
             _keep_back(feature, r[part, :counted], r[3 - part if part else 0, :counted], *own_back, cross)
 
 
@@ -106,17 +109,18 @@ def _keep_whole(feature, counts, n_counted, products, r, source, target, best, b
     """The same of all rows alone, and of no partners: what a permuted pass keeps."""
     n, mean, inverse_sd = source
     _, t_mean, t_inverse_sd = target
+    (best_rho, best_every), (back_rho, back_every) = best, back
     for first in range(0, products.size, TARGETS):
         last = min(first + TARGETS, products.size)
         counted = min(max(n_counted - first, 0), last - first)
         stats, out = (t_mean[0, first:last], t_inverse_sd[0, first:last]), r[: last - first]
         _to_r(products[first:last], n[0], mean[0, feature], inverse_sd[0, feature], *stats, out)
         highest = _highest(out[:counted])
-        best.every[feature] = max(best.every[feature], highest, _highest(out[counted:]))
-        _raise_floor(out[counted:], back.every[first + counted : last])
-        _raise_floor(out[:counted], (back.rho if counts else back.every)[first : first + counted])
+        best_every[feature] = max(best_every[feature], highest, _highest(out[counted:]))
+        _raise_floor(out[counted:], back_every[first + counted : last])
+        _raise_floor(out[:counted], (back_rho if counts else back_every)[first : first + counted])
         if counts and inverse_sd[0, feature] > 0:
-            best.rho[feature] = max(best.rho[feature], highest)
+            best_rho[feature] = max(best_rho[feature], highest)
 
 
 @compiled()
@@ -126,8 +130,8 @@ def split_maxima(first, last, by_half, by_row, counts, n_counted, source, target
     products, r = np.zeros((3, target[1].shape[1])), np.empty((3, TARGETS))
     for feature in range(first, last):
         products[1:] = 0
-        add_products(2 * feature, by_half, NONE, EMPTY, by_row, products[1])
-        add_products(2 * feature + 1, by_half, NONE, EMPTY, by_row, products[2])
+        add_products(2 * feature, by_half, by_row, products[1])
+        add_products(2 * feature + 1, by_half, by_row, products[2])
         _keep_split(feature, counts[feature], n_counted, products, r, source, target, best, back)
 
 
@@ -138,7 +142,7 @@ def whole_maxima(first, last, by_feature, by_row, counts, n_counted, source, tar
     products, r = np.empty(target[1].shape[1]), np.empty(TARGETS)
     for feature in range(first, last):
         products[:] = 0
-        add_products(feature, by_feature, NONE, EMPTY, by_row, products)
+        add_products(feature, by_feature, by_row, products)
         _keep_whole(feature, counts[feature], n_counted, products, r, source, target, best, back)
 
 
@@ -167,4 +171,4 @@ def whole_maxima_of(first, last, summed, order, counts, n_counted, source, targe
 def add_half_products(first, last, offset, part, parts, by_half, by_row, products):
     """products[i, j] += Σ x_i y_j over the rows of one half (of all rows where `parts` is 1)."""
     for feature in range(first, last):
-        add_products(parts * feature + part, by_half, NONE, EMPTY, by_row, products[feature - offset])
+        add_products(parts * feature + part, by_half, by_row, products[feature - offset])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from comparing.codes import WEIGHTLESS, AddUp, Codes, Entries, Matrix, as_codes
+from comparing.codes import AddUp, Codes, Entries, Matrix, as_codes
 from comparing.dense import add_dense_products, prefers_gemm
 from comparing.found import Best, Matched, Shuffled, nothing
 from comparing.half_maxima import (
@@ -73,7 +73,7 @@ def maxima_of_both(
     def make_worker():
         own.append(nothing(kind, len(order)))
         back = own[-1]
-        return lambda first, last: loop(first, last, *fixed, forward, back)
+        return lambda first, last: loop(first, last, *fixed, tuple(forward), tuple(back))
 
     in_parallel(make_worker, equal_ranges(costs))
     for back in own:
@@ -127,8 +127,7 @@ class Products:
             rows = np.flatnonzero(half == part) if self.parts == 2 else None
             x, y = source.take(rows), target.take(rows)
             if x.n_rows:
-                both = x.sums().of(slice(self.first, self.last)), y.sums()
-                add_dense_products(x, y, WEIGHTLESS, both, sums, self.first, exact=True)
+                add_dense_products(x, y, sums, self.first, exact=True)
 
     def add_up(self, add_up: AddUp):
         """Add what other processes have."""

@@ -8,7 +8,6 @@ import scipy.sparse
 from jaxtyping import Float
 
 from comparing.codes import Codes, as_codes
-from comparing.half_maxima import EMPTY, NONE
 from comparing.pearson import add_products
 from plumbing.compiled import compiled
 from plumbing.threads import equal_ranges, in_parallel
@@ -122,7 +121,7 @@ def _squared_products(first, last, by_feature, by_row, width, sums):
     products = np.empty(width)
     for feature in range(first, last):
         products[:] = 0
-        add_products(feature, by_feature, NONE, EMPTY, by_row, products)
+        add_products(feature, by_feature, by_row, products)
         sums[feature] = (products * products).sum()
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float
 
-from comparing.codes import WEIGHTLESS, AddUp, Codes, ColumnSums, Matrix, as_codes
+from comparing.codes import AddUp, Codes, ColumnSums, Matrix, as_codes
 from comparing.dense import add_dense_products, prefers_gemm
-from comparing.draws import ALL, Draw, aligned
+from comparing.draws import aligned
 from plumbing.compiled import compiled, prefetch
 from plumbing.threads import equal_ranges, in_parallel
 
@@ -29,23 +29,20 @@ Reading = Callable[[], tuple[Iterable[Matrix], ...]]
 
 @compiled()
 @no_type_check
-def add_products(feature, by_feature, partner, weights, by_row, products):
-    """products[j] += Σ over the rows n of one source feature: weight_n x_n y_{partner(n), j}."""
+def add_products(feature, by_feature, by_row, products):
+    """products[j] += Σ x_n y_nj over the rows n of one source feature."""
     source_starts, source_rows, source_values = by_feature
     starts, features, values = by_row
     last = source_starts[feature + 1] - 1
     for entry in range(source_starts[feature], last + 1):
         ahead = source_rows[min(entry + 4, last)]
-        soon = starts[partner[ahead] if partner.size else ahead]
+        soon = starts[ahead]
         if soon < values.size:  # the target's rows lie scattered: waiting for them took 1.7 times as long
             prefetch(features, soon)
             prefetch(values, soon)
             prefetch(values, min(soon + 16, values.size - 1))
         row = source_rows[entry]
         value = np.float64(source_values[entry])
-        if weights.size:
-            value *= weights[row]
-        row = partner[row] if partner.size else row
         for other in range(starts[row], starts[row + 1]):
             products[features[other]] += value * values[other]
 
@@ -72,22 +69,20 @@ def _keep_maxima(feature, products, n, source, target, best, match, back, back_m
 
 @compiled()
 @no_type_check
-def _fused_maxima(
-    first, last, by_feature, partner, weights, by_row, n, source, target, best, match, back, back_match
-):
+def _fused_maxima(first, last, by_feature, by_row, n, source, target, best, match, back, back_match):
     products = np.empty(target[0].size)
     for feature in range(first, last):
         products[:] = 0
         if source[1][feature] > 0:
-            add_products(feature, by_feature, partner, weights, by_row, products)
+            add_products(feature, by_feature, by_row, products)
         _keep_maxima(feature, products, n, source, target, best, match, back, back_match)
 
 
 @compiled()
 @no_type_check
-def _fused_products(first, last, offset, by_feature, weights, by_row, products):
+def _fused_products(first, last, offset, by_feature, by_row, products):
     for feature in range(first, last):
-        add_products(feature, by_feature, np.empty(0, np.int64), weights, by_row, products[feature - offset])
+        add_products(feature, by_feature, by_row, products[feature - offset])
 
 
 @compiled()
@@ -117,37 +112,36 @@ class Maxima(NamedTuple):
         self.rho[better], self.match[better] = other.rho[better], other.match[better]
 
 
-def max_correlations(
-    source: Matrix | Codes, target: Matrix | Codes, draw: Draw = ALL
-) -> tuple[Maxima, Maxima]:
+def max_correlations(source: Matrix | Codes, target: Matrix | Codes) -> tuple[Maxima, Maxima]:
     """The maxima of the source's features over the target's, and the other way round, in one go.
 
-    `rho_i(source->target) = max_j r_ij`, over the pairs of rows that `draw` names.
+    `rho_i(source->target) = max_j r_ij`.
     """
-    source, target = as_codes(source).take(draw.source), as_codes(target)
-    draw.check(source.n_rows, target.n_rows)
+    source, target = both_codes(source, target)
     if prefers_gemm(source, target):
-        target = target.take(draw.target)
         return maxima_in_slices(
             source.n_features,
             target.n_features,
             SLICE_BYTES,
-            lambda features: Sums.of(source, target, draw.weights, features),
+            lambda features: Sums.of(source, target, features),
         )
-    source_sums, target_sums = source.sums(draw.weights), target.sums(draw.target_weights(target.n_rows))
+    source_sums, target_sums = source.sums(), target.sums()
     sides = [(side.mean, side.inverse_sd) for side in (source_sums, target_sums)]
-    partner = np.empty(0, np.int64) if draw.target is None else np.asarray(draw.target, np.int64)
-    weights = WEIGHTLESS if draw.weights is None else np.asarray(draw.weights, np.float64)
-    fixed = (source.by_feature, partner, weights, target.by_row, source_sums.n or 1.0, *sides)
+    fixed = (source.by_feature, target.by_row, source_sums.n or 1.0, *sides)
     return _maxima_of(_fused_maxima, fixed, np.diff(source.by_feature[0]), target.n_features)
 
 
-def correlation_matrix(
-    source: Matrix | Codes, target: Matrix | Codes, draw: Draw = ALL
-) -> Float[np.ndarray, "source target"]:
+def correlation_matrix(source: Matrix | Codes, target: Matrix | Codes) -> Float[np.ndarray, "source target"]:
     """All of r_ij, where it fits: 302 MB for 6,144 x 6,144."""
-    source, target = as_codes(source).take(draw.source), as_codes(target).take(draw.target)
-    return Sums.of(source, target, draw.weights).correlations()
+    return Sums.of(*both_codes(source, target)).correlations()
+
+
+def both_codes(source: Matrix | Codes, target: Matrix | Codes) -> tuple[Codes, Codes]:
+    """Both sides as Codes; refuses sides of different numbers of rows."""
+    source, target = as_codes(source), as_codes(target)
+    if source.n_rows != target.n_rows:
+        raise ValueError(f"the two sides have {source.n_rows} and {target.n_rows} rows")
+    return source, target
 
 
 def maxima_in_slices(
@@ -167,11 +161,10 @@ def streamed_maxima(
     read: Reading,
     memory: int = SLICE_BYTES,
     add_up: AddUp = lambda array, how: None,
-    weights: np.ndarray | None = None,
 ) -> tuple[Maxima, Maxima]:
     """`max_correlations` of two sides that are read in blocks of rows, with at most `memory` bytes of sums.
 
-    Both sides hold the same rows in all, which `weights` [row] count. Every slice of the source's features that
+    Both sides hold the same rows in all. Every slice of the source's features that
     fits takes one reading of both. Of several processes each reads its own share of the rows, and `add_up` adds
     the others' sums.
     """
@@ -180,10 +173,9 @@ def streamed_maxima(
     n_source, n_target = map(int, widths)
 
     def sums_of(features: slice) -> Sums:
-        sums, start = Sums(n_source, n_target, features), 0
+        sums = Sums(n_source, n_target, features)
         for x, y in aligned(*read()):
-            sums.add(x, y, None if weights is None else weights[start : start + x.shape[0]])
-            start += x.shape[0]
+            sums.add(x, y)
         sums.add_up(add_up)
         return sums
 
@@ -204,24 +196,20 @@ class Sums:
         self.target = ColumnSums.of_nothing(n_target)
 
     @classmethod
-    def of(
-        cls, source: Codes, target: Codes, weights: np.ndarray | None = None, features: slice = slice(None)
-    ) -> "Sums":
+    def of(cls, source: Codes, target: Codes, features: slice = slice(None)) -> "Sums":
         """The sums over all rows of two layers."""
         sums = cls(source.n_features, target.n_features, features)
-        sums.add(source, target, weights)
+        sums.add(source, target)
         return sums
 
-    def add(self, source: Matrix | Codes, target: Matrix | Codes, weights: np.ndarray | None = None):
+    def add(self, source: Matrix | Codes, target: Matrix | Codes):
         """Add a chunk of rows, with all features of both sides (also where a slice is kept)."""
-        source, target = as_codes(source), as_codes(target)
-        Draw(weights=weights).check(source.n_rows, target.n_rows)
-        own, other = source.sums(weights).of(slice(self.first, self.last)), target.sums(weights)
-        weights = WEIGHTLESS if weights is None else np.asarray(weights, np.float64)
+        source, target = both_codes(source, target)
         if prefers_gemm(source, target):
-            add_dense_products(source, target, weights, (own, other), self.products, self.first)
+            own, other = add_dense_products(source, target, self.products, self.first)
         else:
-            fixed = (self.first, source.by_feature, weights, target.by_row, self.products)
+            own, other = source.sums().of(slice(self.first, self.last)), target.sums()
+            fixed = (self.first, source.by_feature, target.by_row, self.products)
             ranges = equal_ranges(np.diff(source.by_feature[0])[self.first : self.last], self.first)
             in_parallel(lambda: lambda first, last: _fused_products(first, last, *fixed), ranges)
         self.source, self.target = self.source.plus(own), self.target.plus(other)

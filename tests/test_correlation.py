@@ -7,7 +7,6 @@ from oracles import pearson as oracle
 
 from comparing import dense, draws, pearson
 from comparing.codes import Codes
-from comparing.draws import Draw
 from comparing.pearson import Sums, correlation_matrix, max_correlations
 from plumbing import threads
 
@@ -113,42 +112,6 @@ def test_nan_is_refused():
 def test_sides_of_different_length_are_refused():
     with pytest.raises(ValueError, match="rows"):
         max_correlations(np.ones((3, 2)), np.ones((4, 2)))
-
-
-# -------------------------------------------------------------- subsets, weights, permutations of rows
-
-
-@pytest.mark.parametrize("gemm", [True, False])
-def test_rows_weights_and_a_permutation(gemm, monkeypatch):
-    monkeypatch.setattr(pearson, "prefers_gemm", lambda source, target: gemm)
-    x, y = data("sparse")
-    rng = np.random.default_rng(3)
-    rows = rng.integers(0, 700, 400)  # some twice, as a bootstrap has them
-    weights = rng.integers(0, 3, 400) * rng.random(400)
-    permutation = rng.permutation(400)
-    expected = oracle(x[rows], y[rows][permutation], weights)
-    draw = Draw(rows, rows[permutation], weights)
-    sides = scipy.sparse.csr_array(x), scipy.sparse.csr_array(y)
-    forward, backward = max_correlations(*sides, draw)
-    np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-6)
-    np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-6)
-    np.testing.assert_allclose(correlation_matrix(*sides, draw), expected, atol=1e-6)
-
-
-def test_weights_are_repeats_and_zero_weight_is_absence():
-    x, y = (scipy.sparse.csr_array(side) for side in data("sparse"))
-    counts = np.random.default_rng(0).integers(0, 3, 700)
-    repeated = np.repeat(np.arange(700), counts)
-    weighted = correlation_matrix(x, y, Draw(weights=counts.astype(float)))
-    np.testing.assert_allclose(weighted, correlation_matrix(x, y, Draw.of_rows(repeated)), atol=1e-12)
-
-
-def test_a_feature_constant_on_the_rows_that_count_correlates_with_nothing():
-    x = np.array([[1.0], [1], [5]])
-    y = np.array([[1.0], [2], [5]])
-    weights = np.array([1.0, 1, 0])
-    assert correlation_matrix(x, y, Draw(weights=weights)) == 0
-    assert correlation_matrix(scipy.sparse.csr_array(x), y, Draw(weights=weights)) == 0
 
 
 # --------------------------------------------------------------------------------------- invariances
@@ -283,15 +246,14 @@ def test_streamed_maxima_are_those_of_the_whole(memory, monkeypatch):
 @pytest.mark.parametrize("kind", ["dense", "two_values", "constant_and_empty", "large_mean"])
 @pytest.mark.parametrize("rows_of_a_product", [50, 4096])
 def test_dense_maxima_are_those_of_float64(kind, rows_of_a_product, monkeypatch):
-    """Blocks of other rows on each side, slices of seven source features, weights, and partners nearly as good."""
+    """Blocks of other rows on each side, slices of seven source features, and partners nearly as good."""
     monkeypatch.setattr(dense, "DENSE_ROWS", rows_of_a_product)
     monkeypatch.setattr(pearson, "prefers_gemm", lambda source, target: True)
     x, y = data(kind)
     y[:, 20:] = y[:, 5:6] + 1e-4 * y[:, 20:]  # ties, nearly
-    weights = np.random.default_rng(0).random(700)
-    expected = oracle(x, y, weights)
+    expected = oracle(x, y)
     read = lambda: (cut(scipy.sparse.csr_array(x), 64), cut(y, 150))  # noqa: E731
-    forward, backward = pearson.streamed_maxima(read, 30 * 8 * 7, weights=weights)
+    forward, backward = pearson.streamed_maxima(read, 30 * 8 * 7)
     np.testing.assert_allclose(forward.rho, expected.max(1), atol=1e-5)
     np.testing.assert_allclose(backward.rho, expected.max(0), atol=1e-5)
     np.testing.assert_allclose(expected[np.arange(40), forward.match], expected.max(1), atol=1e-5)
