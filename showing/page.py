@@ -14,7 +14,9 @@ SCRIPTS = (
     "overview.js",
     "plots.js",
     "samples.js",
+    "filters.js",
     "table.js",
+    "partners.js",
     "feature.js",
     "router.js",
 )

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ def write_folder(
     features: int = 200,
     samples: int = 600,
     pictures: int = 300,
+    lost: Iterable[int] = (),
     spice: Callable[[str], str] = str,
 ) -> Path:
     """Write a whole explorer of three runs: `features` live ones each, `samples` rows, `pictures` of them with one.
+
+    The files of the pictures of rows `lost` are not there.
 
     `spice` changes every text that comes from outside: names of runs and features, captions, labels, paths.
     The columns: feature numbers are 3 i + 1; the first two features are dense, the next one is rare; every tenth
@@ -42,7 +45,7 @@ def write_folder(
         )
         for start in range(0, features, CHUNK):
             places = range(start, min(start + CHUNK, features))
-            found = [feature(slug, place, features, pictures, spice) for place in places]
+            found = [feature(slug, place, features, samples, pictures, spice) for place in places]
             file = folder / "data" / f"{slug}-{LAYER}" / f"f{start // CHUNK:03d}.js"
             put(file, f"features/{slug}/{LAYER}/{start // CHUNK}", found)
     for start in range(0, samples, CAPTIONS):
@@ -52,7 +55,7 @@ def write_folder(
             f"captions/{start // CAPTIONS}",
             texts,
         )
-    for row in range(pictures - 1):  # the last one is missing
+    for row in set(range(pictures)) - set(lost):
         file = folder / "thumbs" / f"{row // 1000:03d}" / f"{row:06d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture(row % 48))
@@ -188,11 +191,12 @@ def table(slug: str, features: int, samples: int, spice: Callable[[str], str]) -
 
 
 def feature(
-    slug: str, place: int, features: int, pictures: int, spice: Callable[[str], str]
+    slug: str, place: int, features: int, samples: int, pictures: int, spice: Callable[[str], str]
 ) -> dict[str, Any]:
-    """FEATURE: its rows begin at its place; the one at place 2 is too rare for bands."""
+    """FEATURE: its highest rows begin at five times its place, others are strewn; the one at place 2 has no bands."""
     rows = [(place * 5 + at) % pictures for at in range(24)]
-    strips = [[(place + at * 11 + strip) % pictures for at in range(6)] for strip in range(3)]
+    strewn = [(place * 7919 + at * 104729) % samples for at in range(42)]
+    strips = [strewn[at : at + 6] for at in (24, 30, 36)]
     near = [number((place + at) % features) for at in range(1, 9)]
     glow = np.outer(*[np.hanning(14)] * 2) * 255
     partners = [
@@ -205,8 +209,8 @@ def feature(
         "act": [round(9 - 0.2 * at, 3) for at in range(24)],
         "bands": []
         if place == 2
-        else [[[(place + 40 * band + at) % pictures, band + 0.5] for at in range(4)] for band in range(5)],
-        "silent": [(place + 200 + at) % pictures for at in range(4)],
+        else [[[row, band + 0.5] for row in strewn[4 * band : 4 * band + 4]] for band in range(5)],
+        "silent": strewn[20:24],
         "hist": {"edges": [0.1, 9.0], "counts": [max(1, 40 - 2 * at) for at in range(20)]},
         "words": [[spice(name(place)), 0.71, 14, 0.031], [spice("ground"), 0.12, 16, 0.9]]
         if name(place)

@@ -3,17 +3,17 @@
 (() => {
   /* What a table can be sorted by; `rising` columns start with their lowest value. A run's slug follows "in:". */
   explorer.sortable = (table) => {
-    const { columns } = table;
-    const found = {
-      name: { values: columns.name.map((name) => name.toLowerCase() || null), rising: true },
-      feature: { values: columns.feature, rising: true },
-      count: { values: columns.count },
-      mean: { values: columns.mean },
-    };
-    for (const { slug } of table.others) found[`in:${slug}`] = { values: columns.held_out[slug] };
-    if (columns.delta) found.delta = { values: columns.delta };
-    if (columns.status) found.status = { values: columns.status, rising: true };
-    return found;
+    const { columns, others } = table;
+    return new Map([
+      ["name", { values: columns.name.map((name) => name.toLowerCase() || null), rising: true }],
+      ["feature", { values: columns.feature, rising: true }],
+      ["score", { values: columns.score }],
+      ["count", { values: columns.count }],
+      ["mean", { values: columns.mean }],
+      ...others.map(({ slug }) => [`in:${slug}`, { values: columns.held_out[slug] }]),
+      ...(columns.delta ? [["delta", { values: columns.delta }]] : []),
+      ...(columns.status ? [["status", { values: columns.status, rising: true }]] : []),
+    ]);
   };
 
   /* Sort by what tells: the held-out correlation with the first compared run, else how well the name fits. */
@@ -33,7 +33,7 @@
     table.orders = table.orders || new Map();
     if (!table.orders.has(sort)) {
       const key = sort.replace(/^-/, "");
-      const column = key === "score" ? { values: table.columns.score } : explorer.sortable(table)[key];
+      const column = explorer.sortable(table).get(key);
       if (!column) return sorted(table, explorer.defaultSort(table));
       table.orders.set(sort, order(column.values, sort.startsWith("-") ? -1 : 1));
     }

@@ -37,24 +37,24 @@ const explorer = {};
     return asked.get(key);
   };
 
+  const known = (value) => value !== null && value !== undefined;
+  explorer.known = known;
+
   function fill(node, attributes, children) {
     for (const [name, value] of Object.entries(attributes || {})) {
       if (typeof value === "function") node.addEventListener(name, value);
-      else if (value !== null && value !== undefined && value !== false) {
-        node.setAttribute(name, value === true ? "" : value);
-      }
+      else if (known(value) && value !== false) node.setAttribute(name, value === true ? "" : value);
     }
-    node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
+    node.append(...children.flat(Infinity).filter((child) => known(child) && child !== ""));
     return node;
   }
 
-  /* An element: attributes by name (a function listens to the event of that name), then children; strings are text. */
+  /* An element: its attributes (a function listens to the event of its name), then its children; strings are text. */
   explorer.el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
   explorer.svg = (tag, attributes, ...children) =>
     fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
   /* Numbers as a paper prints them: r without its zero, shares in per cent, three digits of an activation. */
-  const known = (value) => value !== null && value !== undefined;
   explorer.padded = (number, digits) => String(number).padStart(digits, "0");
   explorer.whole = (number) => (known(number) ? number.toLocaleString("en") : "–");
   explorer.r = (value, digits = 2) =>

@@ -1,16 +1,21 @@
 "use strict";
-/* The page of one feature: what it responds to, how strongly, and what is like it in this run and in others. */
+/* The page of one feature: what it responds to, how strongly, and which features of its layer are like it. */
 (() => {
-  const { el } = explorer;
+  const { el, known } = explorer;
+  const FIFTHS = ["lowest fifth", "second", "third", "fourth", "highest fifth"];
   let heatShown = true;
 
   const part = (title, ...content) => el("section", null, el("h2", null, title), content);
   const faint = (text) => el("p", { class: "faint" }, text);
-  const ordinal = (table, index) => table.columns.feature[index];
+
+  /* The name of a feature as a link to its page. */
+  explorer.nameLink = (slug, layer, feature, text = (name) => name) => {
+    const name = text(explorer.nameOf(slug, layer, feature) || "no word");
+    return el("a", { href: explorer.featureLink(slug, layer, feature), dir: "auto" }, name);
+  };
 
   /* Who gave the name, in words. */
-  function origin(table, index) {
-    const { columns } = table;
+  function origin({ columns }, index) {
     if (!columns.name[index]) return "no word follows it better than chance";
     const score = explorer.r(columns.score[index]);
     if (columns.by[index] === "captions") return `named by the captions, r ${score}`;
@@ -22,177 +27,148 @@
     const { columns } = table;
     const { n_samples: all } = explorer.meta;
     const count = columns.count[index];
+    const status = columns.status?.[index];
     const words = [
       `active on ${explorer.whole(count)} of ${explorer.count(all, "sample")} (${explorer.percent(count / all)})`,
       `mean activation ${explorer.activation(columns.mean[index])}, highest ${explorer.activation(columns.max[index])}`,
-      columns.delta ? `Delta ${explorer.activation(columns.delta[index])}` : "",
-      columns.status ? columns.status[index] : "",
-      explorer.isDense(table, index) ? "dense" : "",
-      explorer.isRare(table, index) ? "rare" : "",
+      columns.delta && `Delta ${explorer.activation(columns.delta[index])}`,
+      status && `status: ${status}`,
+      explorer.isDense(table, index) && "dense",
+      explorer.isRare(table, index) && "rare",
     ];
     return el("p", { dir: "auto" }, words.filter(Boolean).join(" · "));
   }
 
   /* Links to the features before and after this one in the order of the list, and up to the list. */
-  function neighbours(table, feature) {
-    const { link, features } = explorer.lastList(table);
+  function neighbours({ run, layer }, feature, { link, features }) {
     const at = features.indexOf(feature);
-    const to = (place, text, key) =>
-      at >= 0 && features[place] !== undefined
-        ? el("a", { href: explorer.featureLink(table.run.slug, table.layer, features[place]), "data-key": key }, text)
-        : el("span", { class: "faint" }, text);
+    const to = (place, key, text) => {
+      if (at < 0 || features[place] === undefined) return el("span", { class: "faint" }, text);
+      return el("a", { href: explorer.featureLink(run.slug, layer, features[place]), "data-key": key }, text);
+    };
     return el(
       "nav",
       { class: "pager", "aria-label": "Features" },
-      to(at - 1, "‹ previous", "previous"),
-      el("a", { href: link, "data-key": "up" }, `all features of ${table.run.name}, ${table.layer}`),
-      to(at + 1, "next ›", "next"),
+      to(at - 1, "previous", "‹ previous"),
+      el("a", { href: link, "data-key": "up", dir: "auto" }, `all features of ${run.name}, ${layer}`),
+      to(at + 1, "next", "next ›"),
     );
   }
 
   function head(table, index) {
-    const feature = ordinal(table, index);
+    const feature = table.columns.feature[index];
     const name = table.columns.name[index] || "no word";
     const place = `${table.run.name}, ${table.layer}, feature ${feature}`;
     return el(
       "header",
       { class: "feature-head" },
-      neighbours(table, feature),
+      neighbours(table, feature, explorer.lastList(table)),
       el("div", { class: "title" }, explorer.star(table, feature), el("h1", { tabindex: -1, dir: "auto" }, name)),
       el("p", { class: "where", dir: "auto" }, place, el("span", { class: "faint" }, ` ${origin(table, index)}`)),
       facts(table, index),
     );
   }
 
-  /* A heat map of a sample, where the run was recorded with its patches. */
-  const spots = (found, run) => (row) =>
-    found.where && found.where[row] ? { grid: found.where[row], side: found.side, crop: run.crop } : null;
+  /* The heat map of a row, where the explorer was written with them. */
+  explorer.spots = (found, run) => (row) =>
+    known(found.where?.[row]) ? { grid: found.where[row], crop: run.crop } : null;
 
   function heatSwitch(found, page) {
-    if (!explorer.meta.where || !found.where || !Object.keys(found.where).length) return null;
+    const { where } = explorer.meta;
+    if (!where || !Object.keys(found.where || {}).length) return null;
     const box = el("input", { type: "checkbox", id: "heat" });
-    const set = () => page.classList.toggle("no-heat", !(heatShown = box.checked));
+    const set = () => {
+      heatShown = box.checked;
+      page.classList.toggle("no-heat", !heatShown);
+    };
     box.checked = heatShown;
     box.addEventListener("change", set);
     set();
-    return el("p", { class: "switch" }, box, el("label", { for: "heat" }, "show where it fires"), el("span", { class: "faint" }, ` ${explorer.meta.where.words}`));
+    const label = el("label", { for: "heat" }, "show where it fires");
+    return el("p", { class: "switch" }, box, label, el("span", { class: "faint", dir: "auto" }, where.words));
   }
 
   function highest(table, found, page) {
     const samples = found.rank.map((row, place) => [row, found.act[place]]);
-    return part("Highest samples", heatSwitch(found, page), explorer.tiles(samples, "top", spots(found, table.run)));
+    const tiles = explorer.tiles(samples, "top", explorer.spots(found, table.run));
+    return part("Highest samples", heatSwitch(found, page), tiles);
   }
 
-  const WHICH = ["lowest fifth", "second", "third", "fourth", "highest fifth"];
-
-  /* From silent over the fifths of its range of non-zero activations: features that look clean at the top need not be below. */
-  function bands(table, found) {
-    const column = (title, samples) => el("div", { class: "band" }, el("h3", null, title), samples.length ? explorer.tiles(samples, "pairs", spots(found, table.run)) : faint("none"));
-    const fifths = found.bands.length ? found.bands.map((samples, place) => column(WHICH[place], samples)) : faint(`Active on fewer than ${explorer.count(explorer.meta.rare, "sample")}: all of them are above.`);
-    return part("From silent to high", el("div", { class: "bands" }, column("silent", found.silent), fifths));
+  /* From silent to high: features that look clean at the top need not be so below. */
+  function bands({ run }, found) {
+    const column = (title, samples) => {
+      const tiles = samples.length ? explorer.tiles(samples, "pairs", explorer.spots(found, run)) : faint("none");
+      return el("div", { class: "band" }, el("h3", null, title), tiles);
+    };
+    const few = `Active on fewer than ${explorer.count(explorer.meta.rare, "sample")}: all of them are above.`;
+    const fifths = found.bands.map((samples, place) => column(FIFTHS[place], samples));
+    const shown = fifths.length ? fifths : faint(few);
+    return part("From silent to high", el("div", { class: "bands" }, column("silent", found.silent), shown));
   }
 
-  const table = (caption, head, rows) =>
-    el(
-      "table",
-      { class: "small" },
-      el("caption", { class: "unseen" }, caption),
-      el("thead", null, el("tr", null, head.map((text) => el("th", { scope: "col" }, text)))),
-      el("tbody", null, rows),
-    );
-  const cells = (first, ...rest) => el("tr", null, el("th", { scope: "row", dir: "auto" }, first), rest.map((text) => el("td", { class: "number" }, text)));
+  function smallTable(caption, columns, rows) {
+    const head = el("tr", null, columns.map((text) => el("th", { scope: "col" }, text)));
+    const cells = ([first, ...rest]) => [
+      el("th", { scope: "row", dir: "auto" }, first),
+      rest.map((text) => el("td", { class: "number" }, text)),
+    ];
+    const body = rows.map((row) => el("tr", null, cells(row)));
+    return el("table", { class: "small" }, el("caption", null, caption), el("thead", null, head), el("tbody", null, body));
+  }
 
-  function words(own, index, found) {
+  function words({ columns }, index, found) {
     const floor = `Shuffled captions reach r ${explorer.r(found.floor)}.`;
     if (!found.words.length) return part("Words", faint(`No word. ${floor}`));
-    const top = Math.min(100, own.columns.count[index]);
-    const rows = found.words.map(([word, r, inTop, share]) => cells(word, explorer.r(r), `in ${inTop} of its top ${top}`, `in ${explorer.percent(share)}`));
-    return part("Words", table("Words", ["Word", "r", "Its captions", "All captions"], rows), faint(floor));
+    const top = known(found.n_top) ? found.n_top : Math.min(100, columns.count[index]);
+    const rows = found.words.map(([word, r, inTop, share]) => [
+      word,
+      explorer.r(r),
+      `in ${inTop} of its top ${top}`,
+      `in ${explorer.percent(share)}`,
+    ]);
+    return part("Words", smallTable("Words", ["Word", "r", "Its captions", "All captions"], rows), faint(floor));
   }
 
   function objects(found) {
-    if (!found.objects || !found.objects.length) return null;
-    return part("Objects", table("Objects", ["Annotated object", "r"], found.objects.map(([name, r]) => cells(name, explorer.r(r)))));
+    if (!found.objects?.length) return null;
+    const rows = found.objects.map(([name, r]) => [name, explorer.r(r)]);
+    return part("Objects", smallTable("Objects", ["Annotated object", "r"], rows));
   }
 
-  function related(own, title, found, unit) {
-    const { slug } = own.run;
-    const rows = found.map(([feature, value]) => {
-      const name = explorer.nameOf(slug, own.layer, feature) || "no word";
-      const link = el("a", { href: explorer.featureLink(slug, own.layer, feature), dir: "auto" }, name);
-      return cells(link, String(feature), explorer.r(value));
-    });
-    return rows.length ? el("div", null, el("h3", null, title), table(title, ["Feature", "Number", unit], rows)) : null;
-  }
-
-  /* The strips of a pair of features: samples on which both fire, only this one, only the other. */
-  function strips(own, other, both, here, there, found) {
-    const strip = (title, rows) => el("div", { class: "strip" }, el("h4", { dir: "auto" }, title), rows.length ? explorer.tiles(rows, "trios", spots(found, own.run)) : faint("no sample"));
-    return el("div", { class: "strips" }, strip("both fire", both), strip(`only ${own.run.name} fires`, here), strip(`only ${other.name} fires`, there));
-  }
-
-  /* One partner: its correlation, its link, and its strips, which are made when they are first unfolded. */
-  function partner(own, other, layer, [feature, held, r, both, here, there], place, found) {
-    const name = explorer.nameOf(other.slug, layer, feature) || "no word";
-    const link = el("a", { href: explorer.featureLink(other.slug, layer, feature), dir: "auto" }, `${name} (${feature})`);
-    const folded = el("div");
-    const button = el("button", { type: "button", class: "plain", "aria-label": `samples with ${name} (${feature})` }, "samples");
-    const fold = (open) => {
-      if (open && !folded.childElementCount) folded.append(strips(own, other, both, here, there, found));
-      folded.hidden = !open;
-      button.setAttribute("aria-expanded", open);
+  function like({ run, layer }, found) {
+    const list = (title, unit, pairs) => {
+      const link = (feature) => explorer.nameLink(run.slug, layer, feature);
+      const rows = pairs.map(([feature, value]) => [link(feature), String(feature), explorer.r(value)]);
+      return el("div", null, el("h3", null, title), smallTable(title, ["Feature", "Number", unit], rows));
     };
-    button.addEventListener("click", () => fold(folded.hidden));
-    fold(place === 0);
-    const line = el("p", null, el("strong", null, explorer.r(held)), el("span", { class: "faint" }, ` held out, ${explorer.r(r)} bare `), link, " ", button);
-    return el("div", { class: "partner-of" }, line, folded);
-  }
-
-  /* The best partners in another run; what chance gives tells whether the run has the feature at all. */
-  function partners(own, index, other, found) {
-    const layer = own.columns.partner_layer[other.slug];
-    const best = own.columns.held_out[other.slug][index];
-    const floor = own.columns.floor?.[other.slug]?.[index];
-    const list = found.partners[other.slug] || [];
-    const told = best === null ? "too rare to tell" : `best held out ${explorer.r(best)}`;
-    const chance = floor === null || floor === undefined ? "" : `, chance ${explorer.r(floor)}`;
-    return el(
-      "section",
-      { class: "in-run" },
-      el("h3", { dir: "auto" }, `${other.name}, ${layer}`),
-      faint(`${told}${chance}`),
-      list.length ? list.map((one, place) => partner(own, other, layer, one, place, found)) : faint("No partner."),
-    );
-  }
-
-  function like(own, found) {
-    const lists = [related(own, "Firing together", found.related, "r"), related(own, "Alike in the decoder", found.alike, "cosine")];
-    return part("Related in this layer", lists.some(Boolean) ? el("div", { class: "related" }, lists) : faint("None."));
+    const lists = [
+      found.related.length ? list("Firing together", "r", found.related) : null,
+      found.alike.length ? list("Alike in the decoder", "cosine", found.alike) : null,
+    ].filter(known);
+    return part("Related in this layer", lists.length ? el("div", { class: "related" }, lists) : faint("None."));
   }
 
   /* The page of the feature at a place of its table; `found` is its FEATURE. */
-  explorer.featurePage = (own, index, found) => {
-    const page = el("article", { class: `feature ${own.run.modality}` });
-    const others = own.others.map((other) => partners(own, index, other, found));
+  explorer.featurePage = (table, index, found) => {
+    const page = el("article", { class: `feature ${table.run.modality}` });
+    const note = explorer.noteField(table, table.columns.feature[index]);
+    const activations = part("Activations", explorer.histogram(found.hist));
+    const aside = el("div", { class: "aside" }, activations, words(table, index, found), objects(found), note);
+    const others = table.others.map((other) => explorer.partners(table, index, other, found));
     page.append(
-      head(own, index),
-      el(
-        "div",
-        { class: "columns" },
-        el("div", { class: "main" }, highest(own, found, page)),
-        el("div", { class: "aside" }, part("Activations", explorer.histogram(found.hist)), words(own, index, found), objects(found) || "", explorer.noteField(own, ordinal(own, index))),
-      ),
-      bands(own, found),
-      others.length ? part("In other runs", others) : "",
-      like(own, found),
+      head(table, index),
+      el("div", { class: "columns" }, el("div", null, highest(table, found, page)), aside),
+      bands(table, found),
+      ...(others.length ? [part("In other runs", others)] : []),
+      like(table, found),
     );
     return page;
   };
 
   /* The FEATURE at a place of a table. */
-  explorer.featureData = async (own, index) => {
+  explorer.featureData = async ({ run, layer }, index) => {
     const { chunk } = explorer.meta;
-    const all = await explorer.load(`features/${own.run.slug}/${own.layer}/${Math.floor(index / chunk)}`);
+    const all = await explorer.load(`features/${run.slug}/${layer}/${Math.floor(index / chunk)}`);
     return all[index % chunk];
   };
 })();

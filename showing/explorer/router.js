@@ -28,14 +28,17 @@
 
   function runNamed(name) {
     const run = name ? explorer.runOf(name) : explorer.meta.runs[0];
-    if (!run) throw new Unknown(`There is no run ${name} here; there are ${choice(explorer.meta.runs.map((one) => one.name))}.`);
+    const names = explorer.meta.runs.map((one) => one.name);
+    if (!run) throw new Unknown(`There is no run ${name} here; there are ${choice(names)}.`);
     return run;
   }
 
   function layerNamed(run, name) {
     const names = run.layers.map((layer) => layer.name);
     if (!names.length) throw new Unknown(`${run.name} has no layer with a live feature.`);
-    if (name && !names.includes(name)) throw new Unknown(`${run.name} has no layer ${name} here; it has ${choice(names)}.`);
+    if (name && !names.includes(name)) {
+      throw new Unknown(`${run.name} has no layer ${name} here; it has ${choice(names)}.`);
+    }
     return name || names.at(-1);
   }
 
@@ -43,10 +46,10 @@
     const { run, layer, quality, columns, place } = table;
     const number = /^\d+$/.test(text) ? Number(text) : -1;
     if (place.has(number)) return place.get(number);
-    const there = `${run.name}, ${layer} has features 0 to ${quality.d_sae - 1}, of which ${explorer.whole(table.n)} are active on a sample`;
-    const example = table.n ? `: try ${columns.feature[0]}` : "";
-    if (number >= 0 && number < quality.d_sae) throw new Unknown(`Feature ${number} is active on no sample; ${there}${example}.`);
-    throw new Unknown(`There is no feature ${text}; ${there}${example}.`);
+    const dead = number >= 0 && number < quality.d_sae;
+    const words = dead ? `Feature ${number} is active on no sample` : `There is no feature ${text}`;
+    const live = `${explorer.whole(table.n)} are active on a sample${table.n ? `: try ${columns.feature[0]}` : ""}`;
+    throw new Unknown(`${words}; ${run.name}, ${layer} has features 0 to ${quality.d_sae - 1}, of which ${live}.`);
   }
 
   function show(title, ...content) {
@@ -60,7 +63,8 @@
     if (mine !== turn) return;
     const from = here && here.table === table ? here.feature : undefined;
     here = { table };
-    show("", el("h1", { class: "unseen" }, explorer.title), explorer.overview(), explorer.list(table, state));
+    const title = el("h1", { class: "unseen" }, explorer.title);
+    show("", title, explorer.overview(), explorer.list(table, state));
     if (from !== undefined) explorer.focusRow(from);
   }
 
@@ -78,7 +82,9 @@
 
   function showProblem(error) {
     here = null;
-    show("Not here", el("h1", null, "Not here"), el("p", { class: "problem", role: "alert", dir: "auto" }, error.message), el("p", null, el("a", { href: "#/" }, "to the first page")));
+    const line = el("p", { class: "problem", role: "alert", dir: "auto" }, error.message);
+    const back = el("p", null, el("a", { href: "#/" }, "to the first page"));
+    show("Not here", el("h1", null, "Not here"), line, back);
   }
 
   /* Show what the address says, as far scrolled as it was when the back button leads to it again. */
@@ -116,26 +122,34 @@
     } else explorer.leaveSearch();
   }
 
+  const onList = () => Boolean(here && here.feature === undefined);
+
   async function search() {
-    if (!here || here.feature !== undefined) up();
-    for (let frame = 0; frame < 60 && (!here || here.feature !== undefined); frame++) await new Promise(requestAnimationFrame);
-    if (here && here.feature === undefined) explorer.focusSearch();
+    if (!onList()) up();
+    for (let frame = 0; frame < 60 && !onList(); frame++) await new Promise(requestAnimationFrame);
+    if (onList()) explorer.focusSearch();
   }
 
-  const onList = { j: () => explorer.stepRow(1), k: () => explorer.stepRow(-1) };
-  const onFeature = { j: () => click("next"), k: () => click("previous"), ArrowRight: () => click("next"), ArrowLeft: () => click("previous") };
+  const down = (step) => () => explorer.stepRow(step);
+  const turnTo = (name) => () => click(name);
+  const LIST = { j: down(1), k: down(-1) };
+  const ROW = { ArrowDown: down(1), ArrowUp: down(-1) }; // elsewhere the arrows scroll the page
+  const FEATURE = { j: turnTo("next"), k: turnTo("previous"), ArrowRight: turnTo("next"), ArrowLeft: turnTo("previous") };
+
+  /* What the keys do on the page that is shown, for who is at `target`. */
+  function keysAt(target) {
+    const searching = target.type === "search";
+    const both = { Escape: up, ...(searching || target.closest("tbody tr") ? ROW : {}) };
+    if (target.matches("input:not([type=checkbox]), textarea, select")) return searching ? both : { Escape: up };
+    return onList() ? { "/": search, ...both, ...LIST } : { "/": search, Escape: up, ...FEATURE };
+  }
 
   function key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || !here) return;
-    const { target } = event;
-    const typing = target.matches("input:not([type=checkbox]), textarea, select");
-    const row = target.closest("tbody tr");
-    const list = { ...onList, ...(row || target.type === "search" ? { ArrowDown: onList.j, ArrowUp: onList.k } : {}) };
-    const keys = { "/": search, Escape: up, ...(here.feature === undefined ? list : onFeature) };
-    const vertical = target.type === "search" && event.key.startsWith("Arrow");
-    if (!keys[event.key] || (typing && event.key !== "Escape" && !vertical)) return;
+    const act = keysAt(event.target)[event.key];
+    if (!act) return;
     event.preventDefault();
-    keys[event.key]();
+    act();
   }
 
   function start() {

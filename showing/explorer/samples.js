@@ -5,9 +5,8 @@
   let without = null; // rows that have no picture
 
   function hasPicture(row) {
-    const { thumbs, no_picture: rows } = explorer.meta;
-    without = without || new Set(rows || []);
-    return thumbs && !without.has(row);
+    without = without || new Set(explorer.meta.no_picture || []);
+    return !without.has(row);
   }
 
   const file = (row) => `thumbs/${explorer.padded(Math.floor(row / 1000), 3)}/${explorer.padded(row, 6)}.jpg`;
@@ -18,7 +17,9 @@
     return explorer.load(`captions/${Math.floor(row / size)}`).then((all) => all[row % size] || "", () => "");
   }
 
-  const blank = (row, words) => el("div", { class: "picture blank", role: "img", "aria-label": `sample ${row}: ${words}` }, words);
+  function blank(row, words) {
+    return el("div", { class: "picture blank", role: "img", "aria-label": `sample ${row}: ${words}` }, words);
+  }
 
   /* The picture, lazily, with the heat map over it where there is one. */
   function picture(row, spot) {
@@ -29,17 +30,26 @@
     return frame;
   }
 
-  /* A tile of a row. `head`: words above the caption, as the activation; `spot`: {grid, side, crop} of a heat map. */
+  const CUT = 400; // characters of a caption that a tile shows at most
+  const cut = (text) => (text.length > CUT ? `${text.slice(0, CUT)}…` : text);
+
+  /* What a tile shows of a row; nothing where no row has a picture: then the captions are what there is. */
+  function shownOf(row, spot) {
+    if (!explorer.meta.thumbs) return null;
+    return hasPicture(row) ? picture(row, spot) : blank(row, "no picture");
+  }
+
+  /* A tile of a row. `head`: words above the caption, as the activation; `spot`: {grid, crop} of a heat map. */
   explorer.tile = (row, head, spot) => {
     const text = el("span", { class: "caption", dir: "auto" });
-    const shown = hasPicture(row) ? picture(row, spot) : blank(row, explorer.meta.thumbs ? "no picture" : "caption alone");
-    const tile = el("figure", { class: "tile" }, shown, el("figcaption", null, el("span", { class: "faint block" }, head), text));
-    caption(row).then((words) => {
-      text.textContent = words;
-      const image = shown.querySelector("img");
-      if (image && words) image.alt = words;
+    const shown = shownOf(row, spot);
+    const words = el("figcaption", null, el("span", { class: "faint block" }, head), text);
+    caption(row).then((found) => {
+      text.textContent = cut(found);
+      const image = shown && shown.querySelector("img");
+      if (image && found) image.alt = cut(found);
     });
-    return tile;
+    return el("figure", { class: "tile" }, shown, words);
   };
 
   /* Tiles in a row or a grid. `samples` holds [row, activation] or rows alone. */

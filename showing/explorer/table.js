@@ -1,107 +1,128 @@
 "use strict";
-/* The table of a layer's features: search, order, filters, fifty rows a page. Its state is in the address. */
+/* The table of a layer's features, fifty rows a page, with its search and filters. Its state is in the address. */
 (() => {
-  const { el } = explorer;
+  const { el, known } = explorer;
   const ROWS = 50;
-  let built = null; // the table on the page, with the elements that change
+  let built = null; // the table on the page: its state, the places that it shows, and the elements that change
 
-  const stateWith = (change) => ({ ...built.state, ...change });
+  const small = (text) => el("span", { class: "faint block" }, text);
+  const number = (...content) => el("td", { class: "number" }, content);
   const pages = () => Math.max(1, Math.ceil(built.shown.length / ROWS));
+  const sortNow = () => built.state.sort || explorer.defaultSort(built.table);
 
   /* Show another state in place of this one: typing and sorting leave no trail of pages behind. */
   function change(changes) {
-    built.state = stateWith({ page: "", ...changes });
+    built.state = { ...built.state, page: "", ...changes };
     history.replaceState(null, "", explorer.listLink(built.state));
     draw();
   }
 
   function headings(table) {
-    const found = [
-      ["name", "Name"],
-      ["feature", "Number"],
-      ["count", "Active on"],
-      ["mean", "Mean activation"],
-      ...table.others.map(({ slug, name }) => [`in:${slug}`, `In ${name}`]),
-    ];
-    if (table.columns.delta) found.push(["delta", "Delta"]);
-    if (table.columns.status) found.push(["status", "Status"]);
-    return found;
+    const own = [["name", "Name"], ["feature", "Number"], ["count", "Active on"], ["mean", "Mean activation"]];
+    const others = table.others.map(({ slug, name }) => [`in:${slug}`, `In ${name}`]);
+    const groups = [["delta", "Delta"], ["status", "Status"]].filter(([key]) => table.columns[key]);
+    return [...own, ...others, ...groups];
   }
 
   function sortBy(key) {
-    const now = built.state.sort || explorer.defaultSort(built.table);
-    const rising = Boolean(explorer.sortable(built.table)[key].rising);
+    const { rising } = explorer.sortable(built.table).get(key);
     const [first, second] = rising ? [key, `-${key}`] : [`-${key}`, key];
-    change({ sort: now === first ? second : first });
+    change({ sort: sortNow() === first ? second : first });
   }
 
-  function heading(key, text) {
+  function heading([key, text]) {
     const button = el("button", { type: "button", click: () => sortBy(key) }, el("span", { dir: "auto" }, text));
     return el("th", { scope: "col", "data-key": key }, button);
   }
 
   /* A partner in another run: the held-out correlation, what chance gives this feature, and its name. */
-  function partnerCell(table, index, { slug }) {
-    const { columns } = table;
-    const partner = columns.partner[slug][index];
-    const rho = columns.held_out[slug][index];
-    if (partner < 0) return el("td", { class: "partner faint" }, rho === null ? "too rare" : "none");
+  function partnerCell({ columns }, index, { slug }) {
+    const [partner, rho] = [columns.partner[slug][index], columns.held_out[slug][index]];
+    const floor = columns.floor?.[slug]?.[index];
     const layer = columns.partner_layer[slug];
-    const floor = columns.floor && columns.floor[slug] ? columns.floor[slug][index] : null;
-    const link = el("a", { href: explorer.featureLink(slug, layer, partner), dir: "auto" }, explorer.nameOf(slug, layer, partner) || `no word (${partner})`);
-    const value = el("strong", null, rho === null ? "too rare" : explorer.r(rho));
-    const chance = floor === null || floor === undefined ? "" : el("span", { class: "faint" }, ` chance ${explorer.r(floor)}`);
-    return el("td", { class: "partner" }, value, chance, el("span", { class: "block" }, link));
+    const name = explorer.nameOf(slug, layer, partner) || `no word (${partner})`;
+    const link = el("a", { href: explorer.featureLink(slug, layer, partner), dir: "auto" }, name);
+    return el(
+      "td",
+      { class: "partner" },
+      known(rho) ? el("strong", null, explorer.r(rho)) : el("span", { class: "faint" }, "too rare"),
+      known(rho) && known(floor) ? el("span", { class: "faint" }, ` chance ${explorer.r(floor)}`) : null,
+      partner >= 0 ? el("span", { class: "block" }, link) : null,
+    );
+  }
+
+  /* How a feature came by its name, in few words. */
+  function origin({ columns }, index) {
+    if (!columns.name[index]) return "";
+    const by = columns.by[index];
+    const r = `r\u00a0${explorer.r(columns.score[index])}`;
+    if (by === "captions") return `captions, ${r}`;
+    return by === "partner" ? `from its partner, ${r}` : `by ${by}`;
+  }
+
+  function starred() {
+    if (built.state.star) draw();
+    else built.export.hidden = !explorer.notes().length;
   }
 
   function nameCell(table, index) {
-    const { columns } = table;
-    const feature = columns.feature[index];
-    const name = columns.name[index];
-    const link = el("a", { href: explorer.featureLink(table.run.slug, table.layer, feature), class: "open", dir: "auto", "data-feature": feature }, name || "no word");
-    const score = columns.score[index];
-    const by = columns.by[index];
-    const words = { captions: `r ${explorer.r(score)}`, partner: `from its partner, ${explorer.r(score)}` }[by] || `by ${by}`;
-    const flags = [explorer.isDense(table, index) ? "dense" : "", explorer.isRare(table, index) ? "rare" : ""].filter(Boolean);
+    const feature = table.columns.feature[index];
+    const address = explorer.featureLink(table.run.slug, table.layer, feature);
+    const name = table.columns.name[index] || "no word";
+    const flags = [explorer.isDense(table, index) && "dense", explorer.isRare(table, index) && "rare"];
     return el(
       "th",
       { scope: "row" },
-      explorer.star(table, feature, () => built.state.star && draw()),
-      el("span", { class: "named" }, link, name ? el("span", { class: "faint" }, ` ${words}`) : "", flags.map((flag) => el("span", { class: "flag" }, flag))),
+      explorer.star(table, feature, starred),
+      el("a", { href: address, class: "open", dir: "auto", "data-feature": feature }, name),
+      flags.filter(Boolean).map((flag) => el("span", { class: "flag" }, flag)),
+      small(origin(table, index)),
     );
   }
 
   function row(table, index) {
     const { columns } = table;
+    const count = columns.count[index];
     return el(
       "tr",
       null,
       nameCell(table, index),
-      el("td", { class: "number" }, String(columns.feature[index])),
-      el("td", { class: "number" }, explorer.percent(columns.count[index] / explorer.meta.n_samples), el("span", { class: "faint block" }, explorer.whole(columns.count[index]))),
-      el("td", { class: "number" }, explorer.activation(columns.mean[index])),
+      number(String(columns.feature[index])),
+      number(explorer.percent(count / explorer.meta.n_samples), small(explorer.whole(count))),
+      number(explorer.activation(columns.mean[index])),
       table.others.map((other) => partnerCell(table, index, other)),
-      columns.delta ? el("td", { class: "number" }, explorer.activation(columns.delta[index])) : null,
+      columns.delta ? number(explorer.activation(columns.delta[index])) : null,
       columns.status ? el("td", { class: "status", dir: "auto" }, columns.status[index] || "–") : null,
     );
   }
 
   /* "412 features; 37 dense ones hidden", and a button that shows these. */
-  function counted() {
-    const { shown, hidden } = built;
-    const one = (number, words) => (number ? `; ${explorer.count(number, `${words} one`)} hidden` : "");
-    built.count.textContent = explorer.count(shown.length, "feature") + one(hidden.dense, "dense") + one(hidden.rare, "rare");
+  function drawCount({ shown, hidden, table }) {
+    const left = Object.entries(hidden).map(([kind, n]) => (n ? `; ${explorer.count(n, `${kind} one`)} hidden` : ""));
+    const none = table.n ? "" : ": none of this layer is active on any sample";
+    built.count.textContent = explorer.count(shown.length, "feature") + none + left.join("");
     built.showDense.hidden = !hidden.dense;
+    built.export.hidden = !explorer.notes().length;
   }
 
-  function pager(page) {
-    const at = (number) => explorer.listLink(stateWith({ page: number > 1 ? String(number) : "" }));
-    built.page.textContent = `page ${page} of ${explorer.whole(pages())}`;
-    for (const [link, number] of [[built.previous, page - 1], [built.next, page + 1]]) {
-      const there = number >= 1 && number <= pages();
-      if (there) link.setAttribute("href", at(number));
+  function drawPager(page) {
+    const turn = (link, to) => {
+      const there = to >= 1 && to <= pages();
+      if (there) link.setAttribute("href", explorer.listLink({ ...built.state, page: to > 1 ? String(to) : "" }));
       else link.removeAttribute("href");
-      link.toggleAttribute("aria-disabled", !there);
+      link.setAttribute("aria-disabled", !there);
+    };
+    built.page.textContent = `page ${page} of ${explorer.whole(pages())}`;
+    turn(built.previous, page - 1);
+    turn(built.next, page + 1);
+  }
+
+  function drawHeadings() {
+    for (const cell of built.headings) {
+      const { key } = cell.dataset;
+      if (sortNow() === key) cell.setAttribute("aria-sort", "ascending");
+      else if (sortNow() === `-${key}`) cell.setAttribute("aria-sort", "descending");
+      else cell.removeAttribute("aria-sort");
     }
   }
 
@@ -109,104 +130,59 @@
     const { table, state } = built;
     Object.assign(built, explorer.view(table, state));
     const page = Math.min(Math.max(1, Number.parseInt(state.page, 10) || 1), pages());
-    const sort = state.sort || explorer.defaultSort(table);
-    for (const cell of built.headings) {
-      const key = cell.dataset.key;
-      const direction = { [key]: "ascending", [`-${key}`]: "descending" }[sort];
-      if (direction) cell.setAttribute("aria-sort", direction);
-      else cell.removeAttribute("aria-sort");
-    }
-    built.body.replaceChildren(...built.shown.slice((page - 1) * ROWS, page * ROWS).map((index) => row(table, index)));
-    built.export.hidden = !explorer.notes().length;
-    counted();
-    pager(page);
-  }
-
-  /* A labelled field of the filter bar, which changes the state as it is used. */
-  function field(label, name, attributes, ...options) {
-    const id = `filter-${name}`;
-    const tag = options.length ? "select" : "input";
-    const input = el(tag, { id, ...attributes, input: () => change({ [name]: input.type === "checkbox" ? (input.checked ? "1" : "") : input.value }) }, options);
-    built.fields[name] = input;
-    return el("div", { class: `field ${attributes.type || ""}` }, el("label", { for: id }, label), input);
-  }
-
-  const option = (value, text) => el("option", { value }, text);
-
-  function layerField(table) {
-    const all = explorer.meta.runs.flatMap((run) => run.layers.map((layer) => [run, layer.name]));
-    const options = all.map(([run, layer], place) => option(place, `${run.name}, ${layer}`));
-    const go = () => {
-      const [run, layer] = all[Number(select.value)];
-      location.hash = explorer.listLink({ run: run.slug, layer });
-    };
-    const select = el("select", { id: "filter-layer", change: go }, options);
-    select.value = all.findIndex(([run, layer]) => run === table.run && layer === table.layer);
-    return el("div", { class: "field" }, el("label", { for: "filter-layer" }, "Run and layer"), select);
-  }
-
-  function filters(table) {
-    const { status } = table.columns;
-    const statuses = status ? [...new Set(status.filter(Boolean))].sort() : [];
-    const percent = { type: "number", min: 0, max: 100, step: "any", inputmode: "decimal" };
-    return el(
-      "div",
-      { class: "filters", role: "search" },
-      layerField(table),
-      field("Search names and numbers", "q", { type: "search", autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/" }),
-      field("Active on at least, %", "min", percent),
-      field("at most, %", "max", percent),
-      statuses.length ? field("Status", "status", {}, option("", "any"), statuses.map((text) => option(text, text))) : null,
-      field("show dense", "dense", { type: "checkbox" }),
-      field("hide rare", "rare", { type: "checkbox" }),
-      field("starred only", "star", { type: "checkbox" }),
-    );
+    const places = built.shown.slice((page - 1) * ROWS, page * ROWS);
+    built.body.replaceChildren(...places.map((index) => row(table, index)));
+    drawHeadings();
+    drawCount(built);
+    drawPager(page);
   }
 
   function legend(table) {
     const { dense, rare, min_active: least } = explorer.meta;
     const parts = [
-      table.others.length ? "In another run: the correlation with the best partner, held out (the partner is chosen on half of the samples, the correlation is of the other half), what chance gives such a feature, and the partner's name." : "",
-      table.others.length ? `Too rare: active on fewer than ${explorer.count(least, "sample")}.` : "",
-      table.columns.delta ? "Delta is scaled by the summed activation: compare its sign and order, not its size, and read the status first." : "",
-      `Dense: active on more than ${explorer.percent(dense)} of the samples. Rare: on fewer than ${explorer.whole(rare)}.`,
+      table.others.length &&
+        "In another run: the correlation with the best partner, held out (the partner is chosen on one half of " +
+          "the samples, the correlation is of the other half), what chance gives such a feature, and the partner's " +
+          `name. Too rare: active on fewer than ${explorer.count(least, "sample")}.`,
+      table.columns.delta &&
+        "Delta is scaled by the summed activation: compare its sign and order, not its size; read the status first.",
+      `Dense: active on more than ${explorer.percent(dense)} of the samples. Rare: on fewer than ${rare}.`,
       "Activations of different features have different scales.",
+      "Keys: / search, j and k down and up, Enter open, Esc back.",
     ];
-    const keys = "Keys: / search, j and k down and up, Enter open, Esc back.";
-    return el("p", { class: "legend" }, `${parts.filter(Boolean).join(" ")} ${keys}`);
+    return el("p", { class: "legend" }, parts.filter(Boolean).join(" "));
   }
 
-  /* The table of a layer, once; later states only change its rows. */
+  /* The section of a table, made once; later states change its rows and fields. */
   function build(table, state) {
-    built = { table, state, fields: {}, shown: [], hidden: {} };
-    built.headings = headings(table).map(([key, text]) => heading(key, text));
-    built.body = el("tbody");
-    built.count = el("p", { class: "count", role: "status", "aria-live": "polite" });
-    built.showDense = el("button", { type: "button", class: "plain", click: () => change({ dense: "1" }) }, "show");
-    built.export = el("button", { type: "button", class: "plain", click: explorer.downloadNotes }, "save stars and notes as CSV");
-    [built.previous, built.next] = ["‹ previous", "next ›"].map((text) => el("a", { role: "link" }, text));
-    built.page = el("span");
-    const grid = el("table", { class: "features" }, el("caption", null, `Features of ${table.run.name}, ${table.layer}`), el("thead", null, el("tr", null, built.headings)), built.body);
-    const foot = el("nav", { class: "pager", "aria-label": "Pages" }, built.previous, built.page, built.next);
+    built = { table, state, shown: [], hidden: {} };
+    const title = `Features of ${table.run.name}, ${table.layer}`;
+    const button = (text, click) => el("button", { type: "button", class: "plain", click }, text);
+    Object.assign(built, {
+      filters: explorer.filters(table, change),
+      headings: headings(table).map(heading),
+      body: el("tbody"),
+      count: el("p", { class: "count", role: "status", "aria-live": "polite" }),
+      showDense: button("show", () => change({ dense: "1" })),
+      export: button("save stars and notes as CSV", explorer.downloadNotes),
+      previous: el("a", { role: "link" }, "‹ previous"),
+      page: el("span"),
+      next: el("a", { role: "link" }, "next ›"),
+    });
+    const head = el("thead", null, el("tr", null, built.headings));
     built.root = el(
       "section",
-      { class: "list", id: "features" },
-      el("h2", { tabindex: -1 }, `Features of ${table.run.name}, ${table.layer}`),
-      filters(table),
+      { class: "list" },
+      el("h2", { dir: "auto" }, title),
+      built.filters.root,
       el("div", { class: "counts" }, built.count, built.showDense, built.export),
-      explorer.scroller("Features", grid),
-      foot,
+      explorer.scroller("Features", el("table", { class: "features" }, el("caption", null, title), head, built.body)),
+      el("nav", { class: "pager", "aria-label": "Pages" }, built.previous, built.page, built.next),
       legend(table),
     );
   }
 
-  function fillFields() {
-    for (const [name, input] of Object.entries(built.fields)) {
-      if (input.type === "checkbox") input.checked = Boolean(built.state[name]);
-      else if (input.value !== (built.state[name] || "")) input.value = built.state[name] || "";
-    }
-  }
-
+  /* Draw again with the partners' names, as soon as their tables have come. */
   async function fetchNames(table) {
     if (table.named) return;
     table.named = true;
@@ -215,27 +191,29 @@
     if (built.table === table) draw();
   }
 
-  /* The section for a table in a state: the rows at once, the partners' names as soon as their tables have come. */
+  /* The section for a table in a state. */
   explorer.list = (table, state) => {
     if (!built || built.table !== table) build(table, state);
     built.state = state;
-    fillFields();
+    built.filters.fill(state);
     draw();
     fetchNames(table);
     return built.root;
   };
 
-  /* The address of the list as it was last seen, and the features in its order, for the pages of single features. */
-  explorer.lastList = (table) =>
-    built && built.table === table
-      ? { link: explorer.listLink(built.state), features: built.shown.map((index) => table.columns.feature[index]) }
-      : { link: explorer.listLink({ run: table.run.slug, layer: table.layer }), features: explorer.view(table, {}).shown.map((index) => table.columns.feature[index]) };
+  /* The address of a layer's list as it was last seen and the features in its order, for the pages of features. */
+  explorer.lastList = (table) => {
+    const last = built && built.table === table ? built : null;
+    const state = last ? last.state : { run: table.run.slug, layer: table.layer };
+    const shown = last ? last.shown : explorer.view(table, {}).shown;
+    return { link: explorer.listLink(state), features: shown.map((index) => table.columns.feature[index]) };
+  };
 
-  explorer.focusSearch = () => built.fields.q.focus();
+  explorer.focusSearch = () => built.filters.search.focus();
 
-  /* Esc: empty the search; if it is empty, leave the field. */
+  /* Esc: empty the search; where it is empty, leave the field. */
   explorer.leaveSearch = () => {
-    const search = built.fields.q;
+    const { search } = built.filters;
     if (document.activeElement !== search || !search.value) document.activeElement?.blur();
     else {
       search.value = "";
@@ -243,16 +221,15 @@
     }
   };
 
-  /* Move to the next or previous row's link; from elsewhere to the first. Returns the link. */
+  /* Focus the link of the next or previous row; from elsewhere, of the first. */
   explorer.stepRow = (step) => {
     const links = [...built.body.querySelectorAll("a.open")];
     const now = links.indexOf(document.activeElement?.closest("tr")?.querySelector("a.open"));
-    const link = links[now < 0 ? 0 : Math.min(links.length - 1, Math.max(0, now + step))];
-    if (link) link.focus();
+    links[now < 0 ? 0 : Math.min(links.length - 1, Math.max(0, now + step))]?.focus();
   };
 
+  /* Focus the row of a feature, where the page shows it. */
   explorer.focusRow = (feature) => {
-    const link = built.body.querySelector(`a.open[data-feature="${Number(feature)}"]`);
-    if (link) link.focus({ preventScroll: true });
+    built.body.querySelector(`a.open[data-feature="${Number(feature)}"]`)?.focus({ preventScroll: true });
   };
 })();
