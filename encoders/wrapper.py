@@ -109,7 +109,7 @@ class WrappedModel:
         """What tells one version of the checkpoint's files from another."""
         return file_stamp(self.checkpoint)
 
-    def resolve_layers(self, layers: list[int] | None) -> list[int]:
+    def resolve_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Layer numbers in rising order, each once: None means all, a negative one counts from the end."""
         if layers is None:
             return list(range(self.n_layers))

@@ -22,10 +22,10 @@ def train(tmp_path, monkeypatch):
     import small_world
 
     from plumbing import files
-    from training import manifest
+    from training import curve
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(manifest, "draw_curve", lambda file, *rest: files.write_text(file, "a curve"))
+    monkeypatch.setattr(curve, "draw", lambda file, *rest: files.write_text(file, "a curve"))
     return small_world.train
 
 

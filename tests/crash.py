@@ -229,13 +229,13 @@ def prepare_process():
 
     import features
     from plumbing import files
-    from training import manifest, resume
+    from training import curve, fit, resume
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
-    features.PART_ROWS = 9
+    features.PART_ROWS, fit.REPORT_EVERY = 9, 2
     resume.Clock.is_due = lambda self: True
-    manifest.draw_curve = lambda file, *rest: files.write_text(file, "a curve")
+    curve.draw = lambda file, *rest: files.write_text(file, "a curve")
 
 
 def fresh(here: Path, name: str) -> Path:
@@ -315,6 +315,9 @@ def _content(root: Path) -> Iterator[tuple[str, Any]]:
         if path.name == "run.json":
             manifest = json.loads(path.read_text())
             yield str(path.relative_to(root)), {k: v for k, v in manifest.items() if k not in MEASURED}
+        elif path.name == "training.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            yield str(path.relative_to(root)), [line | {"seconds": None} for line in lines]
         elif path.is_file():
             yield str(path.relative_to(root)), path.read_bytes()
 

@@ -94,6 +94,12 @@ def test_an_unfinished_run_of_data_or_a_checkpoint_edited_since_is_refused(
     assert "going on" not in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_version_of_the_toolkit_is_refused(cut_short, monkeypatch):
+    monkeypatch.setattr(experiment, "STATE_VERSION", experiment.STATE_VERSION + 1)
+    with pytest.raises(UserError, match="another version of this toolkit began it"):
+        cut_short()
+
+
 def test_overwrite_starts_afresh(cut_short, capsys):
     cut_short(overwrite=True)
     assert "going on" not in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_the_reported_fvu_is_about_the_mean_whatever_the_recipe(recipe):
     error, variance = (z - sae(z)).detach().square().sum(), (z - z.mean(0)).square().sum()
     trainer = LayerTrainer(sae, RECIPES[recipe], 10, 100.0, None, "float32", standard.center)
     trainer.step(z)
-    assert trainer.report()[1] == pytest.approx(float(error / variance), rel=1e-3)
+    assert trainer.report(1).fvu == pytest.approx(float(error / variance), rel=1e-3)
 
 
 def test_tokens_that_are_all_the_same_are_only_centred():
@@ -74,7 +74,7 @@ def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
     trainer.dead_after = 5
     for _ in range(3):
         trainer.step(torch.randn(4, 8))
-    dead = trainer.report()[2] * 600
+    dead = trainer.report(3).dead_fraction * 600
     assert dead > 500
     trainer.step(torch.randn(4, 8))
     assert rooms == [256, 256, 256, 600]
@@ -94,7 +94,7 @@ def test_the_report_is_of_all_processes_tokens(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, how: tensor.mul_(2))
     for _ in range(2):
         share.step(z)
-    assert share.report() == pytest.approx(whole.report(), rel=1e-5)
+    assert share.report(2) == pytest.approx(whole.report(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["W_enc_rows", "b_dec", "W_dec.exp_avg_sq", "report_sums"])

@@ -38,6 +38,8 @@ SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that runs o
 
 LAST = (-1,)  # layer
 
+STATE_VERSION = 2  # of the checkpoints: 2 counts tokens, and leaves the reports to training.jsonl
+
 
 class Options(TypedDict, total=False):
     """How a command works; only `sae` changes the numbers of its runs."""
@@ -90,18 +92,13 @@ def train_all(
     with in_one_line(settings.batch_size, overwrite):
         try:
             resume.check_names(variants, sae, overwrite)
-            self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else listed(layers)))
-            numbers = sorted(find_saes(Path(sae), encoder, layers)) if sae else listed(layers)
+            self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else layers))
+            numbers = sorted(find_saes(Path(sae), encoder, layers)) if sae else layers
             stream = Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
             work = prepare(stream, variants, sae, overwrite, time.monotonic() if started is None else started)
             return carry_out(work, checkpoint_every, command)
         finally:
             release_locks()
-
-
-def listed(layers: Sequence[int] | None) -> list[int] | None:
-    """The layers as `resolve_layers` takes them."""
-    return None if layers is None else list(layers)
 
 
 def prepare(
@@ -146,6 +143,7 @@ def identity(work: Work) -> Mark:
     """The settings that a checkpoint must match before we resume from it."""
     encoder, pairs = work.stream.encoder, work.stream.pairs
     return {
+        "version": STATE_VERSION,
         "model": encoder.model,
         "checkpoint": encoder.checkpoint,
         **encoder.asked,
@@ -163,12 +161,12 @@ def carry_out(work: Work, checkpoint_every: float, command: list[str] | None) ->
     folders = [job.unfinished for job in work.jobs]
     runs = resume.finished_before(folders)
     if not runs:
-        saes, history = fit(work, checkpoint_every)
-        scores = record(work, saes, history)
+        saes = fit(work, checkpoint_every)
+        scores = record(work, saes)
         measured = costs(work) | {"command": command}
         if team().rank == 0:
             runs = [
-                finish(work, number, saes[number], scores[number], history, measured)
+                finish(work, number, saes[number], scores[number], measured)
                 for number in range(len(work.jobs))
             ]
     if team().rank > 0:

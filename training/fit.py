@@ -14,12 +14,13 @@ from plumbing.processes import processes_here, team
 from plumbing.threads import float32_products
 from sae import TopKSAE
 from training.given import take_given
+from training.log import Logs
 from training.plan import own_share, training_plan
 from training.resume import Clock
 from training.saves import layer_folders, load_saes, save_saes
 from training.token_cache import RecordedTokens
 from training.trainer import RECIPES, LayerTrainer, Moments, Report, Standardizer
-from training.work import History, Work
+from training.work import Work
 
 STATISTICS_BATCHES = 8  # whose tokens give each layer's mean and scale
 
@@ -28,26 +29,26 @@ REPORT_EVERY = 20  # steps between reports: each one waits for the device
 Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 
-def fit(work: Work, checkpoint_every: float) -> tuple[list[dict[int, TopKSAE]], History]:
-    """Train every job's SAEs and save them; returns `{layer: sae}` for each job, and the reports of the training.
+def fit(work: Work, checkpoint_every: float) -> list[dict[int, TopKSAE]]:
+    """Train every job's SAEs and save them; returns `{layer: sae}` for each job.
 
     SAEs that are given, or that were saved before a kill, are loaded instead.
     """
-    if header := files.read_header(work.state().recording_file(0)):
-        return [load_saes(work, layer_folders(work, job)) for job in work.jobs], header["history"]
+    if files.read_header(work.state().recording_file(0)):
+        return [load_saes(work, layer_folders(work, job)) for job in work.jobs]
     if work.sae:
-        return take_given(work, Path(work.sae)), []
+        return take_given(work, Path(work.sae))
     plan = training_plan(work.held_out, work.jobs[0].settings)
     standard, batch_tokens = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)
     cache = open_cache(work, standard)
-    history = train_on_all(work, plan, standard, trainers, cache, Clock(checkpoint_every))
+    train_on_all(work, plan, standard, trainers, cache, Clock(checkpoint_every))
     if cache:
         cache.sync()  # in every process, before the first one removes the only checkpoint
         cache.close()
     saes = folded(work, trainers, standard)
     save_saes(work, saes)
-    return saes, history
+    return saes
 
 
 def train_on_all(
@@ -57,9 +58,10 @@ def train_on_all(
     trainers: Trainers,
     cache: RecordedTokens | None,
     clock: Clock,
-) -> History:
-    """Train on every batch of `plan` that a killed command has not trained on; returns the reports of all."""
-    history, done = restore(work, trainers)
+):
+    """Train on every batch of `plan` that a killed command has not trained on."""
+    done = restore(work, trainers)
+    logs = Logs(work, done)
     first_epoch = len(plan) // work.jobs[0].settings.epochs
     batches = work.stream.batches(own_share(plan[done:]))
     progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
@@ -69,14 +71,16 @@ def train_on_all(
         train_on(batch, standard, trainers)
         if number % REPORT_EVERY == 0 or number == len(plan):
             check_finite(trainers, number, whole=number == len(plan))
-            reports = [trainer.report() for trainer in trainers.values()]
-            history.append([number, reports])
-            show(progress, reports, (number - 1) % REPORT_EVERY + 1)
+            n_steps = (number - 1) % REPORT_EVERY + 1
+            reports = {which: trainer.report(n_steps) for which, trainer in trainers.items()}
+            logs.write(number, reports)
+            show(progress, list(reports.values()))
         if team().rank == 0 and clock.is_due():
             with clock:
                 check_finite(trainers, number, whole=True)
-                save_training(work, trainers, history, number, cache)
-    return history
+                logs.sync()
+                save_training(work, trainers, number, cache)
+    logs.close()
 
 
 @float32_products("high")
@@ -151,13 +155,13 @@ def check_finite(trainers: Trainers, number: int, whole: bool):
             )
 
 
-def show(progress: tqdm, reports: list[Report], n_steps: int):
-    """Show the reports of `n_steps` steps beside the progress bar, as means over all SAEs."""
-    loss, fvu, dead = np.mean(reports, axis=0)
-    progress.set_postfix(loss=f"{loss / n_steps:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
+def show(progress: tqdm, reports: list[Report]):
+    """Show the reports beside the progress bar, as means over all SAEs."""
+    loss, fvu, dead = np.mean(reports, axis=0)[:3]
+    progress.set_postfix(loss=f"{loss:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")
 
 
-def save_training(work: Work, trainers: Trainers, history: History, done: int, cache: RecordedTokens | None):
+def save_training(work: Work, trainers: Trainers, done: int, cache: RecordedTokens | None):
     """Write a checkpoint of every trainer after `done` steps, once the tokens that these steps cached are on disk."""
     if cache:
         cache.sync()
@@ -166,21 +170,21 @@ def save_training(work: Work, trainers: Trainers, history: History, done: int, c
         for (job, layer), trainer in trainers.items()
         for name, tensor in trainer.state().items()
     }
-    files.write_state(work.state().training_file, work.header(done, history), tensors)
+    files.write_state(work.state().training_file, work.header(done), tensors)
 
 
-def restore(work: Work, trainers: Trainers) -> tuple[History, int]:
-    """Restore the trainers from a killed command's checkpoint; returns its reports and the number of its steps."""
+def restore(work: Work, trainers: Trainers) -> int:
+    """Restore the trainers from a killed command's checkpoint; returns the number of its steps."""
     state = files.read_state(work.state().training_file)
     if state is None:
-        return [], 0
+        return 0
     header, tensors = state
     for (job, layer), trainer in trainers.items():
         prefix = f"{job}.{layer}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         trainer.restore(own, header["done"])
     print(f"going on after {header['done']} steps", file=sys.stderr)
-    return header["history"], header["done"]
+    return header["done"]
 
 
 def folded(work: Work, trainers: Trainers, standard: dict[int, Standardizer]) -> list[dict[int, TopKSAE]]:

@@ -32,7 +32,7 @@ def take_given(work: Work, folder: Path) -> list[dict[int, TopKSAE]]:
 
 def find_saes(folder: Path, encoder: WrappedModel, layers: Sequence[int] | None) -> dict[int, Path]:
     """The folders of the SAEs in `folder`, by layer; `layers` None: of all layers that are there."""
-    wanted = None if layers is None else encoder.resolve_layers(list(layers))
+    wanted = None if layers is None else encoder.resolve_layers(layers)
     found = by_layer(folder, wanted)
     wanted = sorted(found) if wanted is None else wanted
     if missing := [layer for layer in wanted if layer not in found]:

@@ -1,21 +1,19 @@
 """Finish a run: write its samples, its training curve and run.json, and make the table that is printed of it."""
 
 import importlib.metadata
-import math
 import platform
 import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 import features
-from plumbing import files
 from plumbing.processes import highest, team
 from sae import TopKSAE
-from training.quality import FEW, Scores
-from training.work import History, Work
+from training import log
+from training.quality import FEW, Scores, finite
+from training.work import Work
 
 
 def finish(
@@ -23,20 +21,20 @@ def finish(
     number: int,
     saes: dict[int, TopKSAE],
     scores: dict[int, Scores],
-    history: History,
     measured: dict[str, object],
 ) -> features.Run:
     """Write a job's samples, training curve and manifest, which makes the run whole.
 
     `measured` goes into the manifest too: `costs` and the command.
     """
-    folder, names = work.jobs[number].folder, [f"layer{layer}" for layer in saes]
+    from training import curve  # it imports matplotlib
+
+    folder = work.jobs[number].folder
     samples = work.stream.pairs.samples
     rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in samples]
     features.write_samples(folder, rows)
-    own = slice(number * len(names), (number + 1) * len(names))
-    if history:
-        draw_curve(folder / "training_curve.png", names, [[step, reports[own]] for step, reports in history])
+    if lines := log.read(folder):
+        curve.draw(folder / "training_curve.png", lines)
     return features.finish_run(folder, manifest(work, number, saes, scores) | measured)
 
 
@@ -72,11 +70,6 @@ def manifest(
             for field in Scores._fields
         },
     }
-
-
-def finite(number: float) -> float | None:
-    """A number for JSON, which has no NaN: None in its place."""
-    return number if math.isfinite(number) else None
 
 
 def costs(work: Work) -> dict[str, object]:
@@ -144,22 +137,3 @@ def table(recorded: features.Run) -> str:
         f"{memory / 2**30:.1f} GiB on {manifest['hardware']}; in {recorded.path}/"
     )
     return "\n".join(lines)
-
-
-def draw_curve(file: Path, layers: list[str], history: History):
-    """Draw FVU and dead fraction over the training steps, a line a layer."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    colour = matplotlib.colormaps["viridis"]
-    figure = Figure(figsize=(9, 3.5), layout="constrained", dpi=150)
-    steps = [step for step, _ in history]
-    for axes, field, title in zip(figure.subplots(1, 2), (1, 2), ("FVU", "dead fraction"), strict=True):
-        for i, layer in enumerate(layers):
-            shade = 0.85 * i / max(1, len(layers) - 1)
-            values = [found[i][field] for _, found in history]
-            axes.plot(steps, values, "." * (len(steps) < 10) + "-", color=colour(shade), label=layer)
-        axes.set(xlabel="step", title=f"{title} in training", ylim=(0, None))
-    axes.legend(fontsize=7, ncols=1 + len(layers) // 13)
-    with files.replacing(file) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})

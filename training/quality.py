@@ -94,6 +94,11 @@ class Quality:
         )
 
 
+def finite(number: float) -> float | None:
+    """A number for JSON, which has no NaN: None in its place."""
+    return number if math.isfinite(number) else None
+
+
 def histogram(distances: Float[Tensor, " token"]) -> Float[Tensor, "2 bin"]:
     """The number of tokens, and the sum of their squared distances, in each bin of the distance."""
     octaves = distances.clamp_min(torch.finfo(torch.float64).tiny).log2() + 128

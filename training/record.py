@@ -23,7 +23,7 @@ from training.codes import Pooling, codes, evaluate, in_halves
 from training.plan import PartPlan, cut, plan_parts
 from training.quality import Quality, Scores
 from training.token_cache import RecordedTokens
-from training.work import History, Work
+from training.work import Work
 
 # Each by job number, then layer:
 Saes = list[dict[int, TopKSAE]]
@@ -31,13 +31,13 @@ Qualities = list[dict[int, Quality]]
 Blocks = list[dict[int, list[scipy.sparse.csr_array]]]  # the rows of a part file, as they come
 
 
-def record(work: Work, saes: Saes, history: History) -> list[dict[int, Scores]]:
+def record(work: Work, saes: Saes) -> list[dict[int, Scores]]:
     """Write every sample's features in row order; returns each job's scores by layer on the held-out samples."""
     n_samples = len(work.stream.pairs)
     qualities = [
         {layer: Quality(sae.b_dec.detach(), sae.d_sae) for layer, sae in one.items()} for one in saes
     ]
-    done = restore_recording(work, qualities, history)
+    done = restore_recording(work, qualities)
     drop_training(work)
     own = list(range(team().rank, math.ceil(n_samples / features.PART_ROWS), team().world))
     cache = find_cache(work, saes)
@@ -50,7 +50,7 @@ def record(work: Work, saes: Saes, history: History) -> list[dict[int, Scores]]:
     for plan in plans:
         record_part(work, plan, batches, cache, saes, qualities, progress)
         done += 1
-        save_recording(work, qualities, history, done)
+        save_recording(work, qualities, done)
     progress.close()
     if cache:
         cache.close()
@@ -164,7 +164,7 @@ def write_parts(work: Work, blocks: Blocks, plan: PartPlan):
             features.write_part(job.folder, f"layer{layer}", plan.part, whole)
 
 
-def save_recording(work: Work, qualities: Qualities, history: History, done: int):
+def save_recording(work: Work, qualities: Qualities, done: int):
     """Write this process's checkpoint: the number of part files that it has written, and the sums of its scores."""
     tensors = {
         f"{number}.{layer}.{name}": tensor
@@ -172,14 +172,14 @@ def save_recording(work: Work, qualities: Qualities, history: History, done: int
         for layer, quality in one.items()
         for name, tensor in quality.state.items()
     }
-    files.write_state(work.state().recording_file(team().rank), work.header(done, history), tensors)
+    files.write_state(work.state().recording_file(team().rank), work.header(done), tensors)
 
 
-def restore_recording(work: Work, qualities: Qualities, history: History) -> int:
+def restore_recording(work: Work, qualities: Qualities) -> int:
     """Restore the sums of a killed process's scores; returns the number of part files that it had written."""
     state = files.read_state(work.state().recording_file(team().rank))
     if state is None:
-        save_recording(work, qualities, history, done=0)
+        save_recording(work, qualities, done=0)
         return 0
     header, tensors = state
     for number, one in enumerate(qualities):

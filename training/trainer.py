@@ -111,9 +111,11 @@ def default_lr(d_sae: int, n_steps: int) -> float:
 class Report(NamedTuple):
     """The numbers of a trainer's steps since its last report."""
 
-    loss: float  # summed over the steps
+    loss: float  # mean over the steps
     fvu: float
     dead_fraction: float  # of the latents, those that AuxK takes for dead now
+    lr: float  # of the last step
+    tokens: int  # trained on so far
 
 
 class LayerTrainer:
@@ -144,6 +146,7 @@ class LayerTrainer:
         self.optimizer = torch.optim.Adam(groups, lr=self.lr, betas=(0.9, recipe.beta2), fused=True)
         device = sae.b_enc.device
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(1, dtype=torch.long, device=device)  # trained on, by all processes
         self.report_sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, error, variance
         self.most_dead = min(DEAD_ROOM, sae.d_sae) if sae.b_enc.is_cuda else None
         self.steps_done = 0
@@ -174,16 +177,23 @@ class LayerTrainer:
             self.sae.normalize_decoder()
         self.since_fired = (self.since_fired + n_tokens).masked_fill_(done.fired > 0, 0)
         self.report_sums += sums
+        self.tokens += n_tokens
         self.steps_done += 1
 
-    def report(self) -> Report:
-        """Report on the steps since the last report, over all processes' tokens; waits for the device."""
+    def report(self, n_steps: int) -> Report:
+        """Report on the `n_steps` since the last report, over all processes' tokens; waits for the device."""
         loss, error, variance = self.report_sums.tolist()
         self.report_sums.zero_()
         n_dead = int(self.dead().sum())
         if self.most_dead is not None:
             self.most_dead = min(max(DEAD_ROOM, 2 * n_dead), self.sae.d_sae)
-        return Report(loss, error / variance if variance else math.nan, n_dead / self.sae.d_sae)
+        return Report(
+            loss=loss / n_steps,
+            fvu=error / variance if variance else math.nan,
+            dead_fraction=n_dead / self.sae.d_sae,
+            lr=self.optimizer.param_groups[0]["lr"],
+            tokens=int(self.tokens),
+        )
 
     def is_finite(self, whole: bool) -> bool:
         """Whether the losses since the last report are finite and, with `whole`, the whole state; waits for the device.
@@ -201,7 +211,11 @@ class LayerTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on, as named tensors."""
-        tensors = {"since_fired": self.since_fired, "report_sums": self.report_sums}
+        tensors = {
+            "since_fired": self.since_fired,
+            "report_sums": self.report_sums,
+            "tokens": self.tokens,
+        }
         tensors["most_dead"] = torch.tensor(self.most_dead or 0)
         for name, parameter in self.sae.named_parameters():
             tensors[name] = parameter.detach()
@@ -215,6 +229,7 @@ class LayerTrainer:
         self.steps_done = steps_done
         self.since_fired.copy_(tensors["since_fired"])
         self.report_sums.copy_(tensors["report_sums"])
+        self.tokens.copy_(tensors["tokens"])
         self.most_dead = int(tensors["most_dead"]) or None
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[name])

@@ -23,6 +23,7 @@ LOCK = "unfinished.lock"
 FILES = (
     features.MANIFEST,
     "samples.jsonl",
+    "training.jsonl",
     "training_curve.png",
     "layer*.pt",
     "unfinished-*",
@@ -40,6 +41,7 @@ _held: dict[Path, int] = {}  # the open lock files of this process
 class Mark(Asked):
     """What `unfinished.json` holds: the settings that a command must match to resume (`experiment.identity`)."""
 
+    version: int  # of the checkpoints
     model: str
     checkpoint: str
     fingerprint: str  # of the samples
@@ -250,6 +252,7 @@ def has_begun(mark: Mark) -> bool:
 
 
 CHANGED = {  # what to say of a difference whose two values would tell a reader nothing
+    "version": "another version of this toolkit began it",
     "fingerprint": "other samples, or other captions",
     "files": "the data's files have changed since",
     "encoder_files": "the checkpoint's files have changed since",

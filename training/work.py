@@ -18,10 +18,6 @@ class State(TypedDict):
 
     seconds: float  # that the command had worked
     done: int  # steps trained, or part files written
-    history: "History"
-
-
-History = list[list]  # as JSON: the step, and every trainer's `Report`, job by job, layer by layer
 
 
 class Job(NamedTuple):
@@ -53,9 +49,13 @@ class Work(NamedTuple):
         """The folder that holds what the command resumes from."""
         return self.jobs[0].unfinished
 
-    def header(self, done: int, history: History) -> State:
+    def seconds(self) -> float:
+        """How long the command has worked, without the time between a kill and its resuming."""
+        return time.monotonic() - self.started
+
+    def header(self, done: int) -> State:
         """The header of a state file that is written now."""
-        return {"seconds": time.monotonic() - self.started, "done": done, "history": history}
+        return {"seconds": self.seconds(), "done": done}
 
     def described(self, job: Job) -> dict[str, object]:
         """What decides a job's numbers besides its encoder and its data: `training` in run.json."""
