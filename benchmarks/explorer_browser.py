@@ -5,13 +5,13 @@
 frame after the one that shows it.
 """
 
+import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from plumbing.commandline import Parser, script
 
@@ -39,7 +39,7 @@ def measure(folder: Path, turns: int = 5) -> dict[str, float]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         taken = [measured(browser, (folder / "index.html").as_uri()) for _ in range(turns)]
         browser.close()
     return {name: statistics.median(turn[name] for turn in taken) for name in TARGETS}
@@ -85,7 +85,7 @@ def main(argv=None) -> dict[str, float]:
 
 def synthetic(folder: Path) -> Path:
     """Three runs of 8,192 live features over as many samples as COCO has; two thousand of them have pictures."""
-    from explorer_folder import write_folder
+    from tests.explorer_folder import write_folder
 
     write_folder(folder, features=8192, samples=118_287, pictures=2_000)
     return folder
