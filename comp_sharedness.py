@@ -12,6 +12,7 @@ from features import Run
 from plumbing import files, processes
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
+from showing import labels
 from showing.tables import print_sharedness, sharedness_csv, sharedness_json
 
 
@@ -25,9 +26,12 @@ def main(argv=None) -> Sharedness:
     check_groups(source, min_group, max_group)
     for run in (source, *min_group, *max_group):
         run.layer(arguments.layer)
+    names = {
+        label.feature: label.name for label in labels.read(source, source.layer(arguments.layer)).values()
+    }
     shared = sharedness(source, min_group, max_group, arguments.layer, arguments.present, arguments.absent)
     if processes.team().rank == 0:
-        report(arguments, source, shared)
+        report(arguments, source, shared, names)
     return shared
 
 
@@ -66,21 +70,21 @@ def check_groups(source: Run, min_group: list[Run], max_group: list[Run]):
         )
 
 
-def report(arguments: Namespace, source: Run, shared: Sharedness):
+def report(arguments: Namespace, source: Run, shared: Sharedness, names: dict[int, str]):
     """Write the files that are asked for, and print the first features; in this order, since a pipe's reader may
     leave (`| head`).
     """
     live = np.flatnonzero(shared.total > 0)
     first = live[: arguments.top or max(1, len(shared.feature) // 100)]
     if arguments.csv:
-        files.write_text(arguments.csv, sharedness_csv(shared))
+        files.write_text(arguments.csv, sharedness_csv(shared, names))
     if arguments.json:
-        files.write_text(arguments.json, sharedness_json(source, shared))
+        files.write_text(arguments.json, sharedness_json(source, shared, names))
     if arguments.plot:
         from showing.figures import plot_sharedness
 
         plot_sharedness(arguments.plot, shared, first)
-    print_sharedness(shared, first, len(live))
+    print_sharedness(shared, first, len(live), names)
     if arguments.show:
         show(source, shared, first, arguments.data_root)
 
@@ -93,7 +97,8 @@ def show(source: Run, shared: Sharedness, first: np.ndarray, data_root: str | No
     pairs = data.reopen(source, data_root)
     folder = Path("imgs") / source.name
     codes, chosen = source.load(shared.layer), shared.feature[first].tolist()
-    saved = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder)
+    names = labels.names_of(source, shared.layer, codes, pairs.captions)
+    saved = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder, names)
     print(f"\n{len(saved)} sheets in {folder}/")
 
 

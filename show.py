@@ -101,7 +101,7 @@ def draw_sheets(arguments: Namespace, run: Run, layer: str) -> list[Path]:
     import numpy as np
 
     import data
-    from showing import sheets, thumbnails  # after what can be said without the pictures' libraries
+    from showing import labels, sheets, thumbnails  # after what can be said without the pictures' libraries
 
     codes, shared = run.load(layer), held_out(run, layer, arguments.compare)
     score = np.min(list(shared.values()), axis=0) if shared else None
@@ -110,7 +110,8 @@ def draw_sheets(arguments: Namespace, run: Run, layer: str) -> list[Path]:
         raise UserError(f"no feature of {layer} is active on {AT_LEAST} samples: name some with --features")
     pairs = data.reopen(run, arguments.data_root)
     suffix, pixels = "png" if arguments.png else "jpg", arguments.thumb or thumbnails.SIDE
-    files = sheets.save_sheets(run, layer, codes, chosen, pairs, place / run.name, {}, suffix, pixels)
+    names = labels.names_of(run, layer, codes, pairs.captions)
+    files = sheets.save_sheets(run, layer, codes, chosen, pairs, place / run.name, names, suffix, pixels)
     drawn = [feature for feature in chosen if codes[:, [feature]].nnz]
     if silent := len(chosen) - len(files):
         print(f"{silent} of these features of {layer} are active on no sample: no sheets of them")
@@ -139,12 +140,13 @@ def draw_figure(arguments: Namespace, run: Run, layer: str) -> list[Path]:
     shape = arguments.grid or ((10, 10) if len(arguments.sheet) == 1 else (3, 3))
 
     import data
-    from showing import grids, sheets, thumbnails
+    from showing import grids, labels, sheets, thumbnails
 
     codes, pairs = run.load(layer), data.reopen(run, arguments.data_root)
     chosen = list(dict.fromkeys(sheets.chosen_features(codes, arguments.sheet, None, AT_LEAST)))
     kept, pixels = Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE
-    grids.save_grid(file, run, layer, codes, chosen, shape, pairs, kept, {}, pixels)
+    names = labels.names_of(run, layer, codes, pairs.captions)
+    grids.save_grid(file, run, layer, codes, chosen, shape, pairs, kept, names, pixels)
     print(file)
     return [file]
 

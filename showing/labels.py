@@ -10,13 +10,20 @@ import csv
 import hashlib
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
+
+from comparing.sharedness import PRESENT
 from features import Run
 from plumbing import files
 from plumbing.errors import UserError
+
+if TYPE_CHECKING:
+    from showing.names import Named
 
 FILE, OLD = "labels.csv", "labels-OLD"
 METHOD = 1  # of naming: raise it where other names come out
@@ -64,6 +71,16 @@ class Label(NamedTuple):
         return not self.is_machines or any(self.extra.values())
 
 
+class Partner(NamedTuple):
+    """What a text run tells of each feature: its best partner there (-1: none), their held-out r, and the partners'
+    names by number."""
+
+    run: str
+    feature: Int[np.ndarray, " feature"]
+    held_out: Float[np.ndarray, " feature"]
+    names: Mapping[int, str]
+
+
 def read(run: Run, layer: str) -> dict[int, Label]:
     """The labels of a layer's features as they are now; empty where there are none.
 
@@ -98,6 +115,37 @@ def write(run: Run, layer: str, made: Iterable[Label]) -> dict[int, Label]:
     except OSError as error:
         print(f"the names are not kept for the next time: {error}", file=sys.stderr)
     return now
+
+
+def labelled(
+    run: Run, layer: str, describe: Callable[[], "Sequence[Named]"], partners: Sequence[Partner] = ()
+) -> dict[int, Label]:
+    """The labels of a layer's live features, by feature: those of labels.csv, where a person's win.
+
+    Where the file has none of these features, `describe` tells their words, and the file is written. With `partners`
+    a feature without a word of its own is named after its best one.
+    """
+    found = read(run, layer)
+    made = [label for label in found.values() if label.is_machines] or [
+        Label(layer, feature, one.name, CAPTIONS, _as_kept(one.r), _as_kept(one.floor), _told(one))
+        for feature, one in enumerate(describe())
+        if one.n_top
+    ]
+    named = [_after_partner(label, partners) for label in made]
+    if named == [found.get(label.feature) for label in made]:
+        return found
+    return write(run, layer, named)
+
+
+def names_of(run: Run, layer: str, codes: Any, captions: Sequence[Sequence[str]]) -> dict[int, str]:
+    """The name of each of a layer's features that has one, worked out where labels.csv has none of them.
+
+    `codes` is the layer's features, scipy.sparse [row, feature]; `captions` are those of each row.
+    """
+    from showing import names, words
+
+    found = labelled(run, layer, lambda: names.described(codes, words.vocabulary(captions)))
+    return {number: label.name for number, label in found.items() if label.name}
 
 
 def _put_aside(file: Path, n_lost: int):
@@ -201,3 +249,33 @@ def _as_csv(labels: list[Label]) -> str:
 
 def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.{DECIMALS}f}"
+
+
+def _told(named: "Named") -> str:
+    return "; ".join(f"{word.word} {_short(word.r)}" for word in named.words)
+
+
+def _as_kept(r: float | None) -> float | None:
+    """As labels.csv has it."""
+    return None if r is None else round(float(r), DECIMALS)
+
+
+def _short(r: float) -> str:
+    """Two decimals, as ".58"."""
+    return f"{r:.2f}".replace("0.", ".", 1)
+
+
+def _after_partner(label: Label, partners: Sequence[Partner]) -> Label:
+    """The label of a feature without a word, named after the partner that it correlates with most; else as it is."""
+    if not partners or (label.name and label.by == CAPTIONS):
+        return label
+    feature = label.feature
+    known = [
+        one for one in partners if one.feature[feature] >= 0 and one.names.get(int(one.feature[feature]))
+    ]
+    best = max(known, key=lambda one: np.nan_to_num(one.held_out[feature]), default=None)
+    if best is None or not best.held_out[feature] >= PRESENT:  # NaN: too rare to tell
+        return label._replace(name="", by=CAPTIONS, r=None)
+    partner, r = int(best.feature[feature]), _as_kept(best.held_out[feature])
+    name = f"≈ {best.run} {partner} '{best.names[partner]}' {_short(best.held_out[feature])}"
+    return label._replace(name=name, by=PARTNER, r=r)

@@ -4,7 +4,7 @@ r is Pearson's, between the activation and the presence of a word in the row's c
 the r that the best word reaches when the captions are dealt out to other rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,6 @@ import scipy.ndimage
 import scipy.sparse
 from jaxtyping import Float, Int
 
-from comparing.sharedness import PRESENT
-from features import Run
-from showing import labels
-from showing.labels import CAPTIONS, DECIMALS, PARTNER, Label
 from showing.words import Vocabulary
 
 WORDS = 8  # told of a feature
@@ -170,63 +166,3 @@ def _highest(block: Any) -> Any:
     starts = np.cumsum([0, *map(len, rows)])
     flat = np.concatenate(rows)
     return scipy.sparse.csc_array((np.ones(len(flat)), flat, starts), block.shape)
-
-
-class Partner(NamedTuple):
-    """What a text run tells of each feature: its best partner there (-1: none), their held-out r, and the partners'
-    names by number."""
-
-    run: str
-    feature: Int[np.ndarray, " feature"]
-    held_out: Float[np.ndarray, " feature"]
-    names: Mapping[int, str]
-
-
-def labelled(
-    run: Run, layer: str, describe: Callable[[], Sequence[Named]], partners: Sequence[Partner] = ()
-) -> dict[int, Label]:
-    """The labels of a layer's live features, by feature: those of labels.csv, where a person's win.
-
-    Where the file has none of these features, `describe` tells their words, and the file is written. With `partners`
-    a feature without a word of its own is named after its best one.
-    """
-    found = labels.read(run, layer)
-    made = [label for label in found.values() if label.is_machines] or [
-        Label(layer, feature, one.name, CAPTIONS, _rounded(one.r), _rounded(one.floor), _told(one))
-        for feature, one in enumerate(describe())
-        if one.n_top
-    ]
-    named = [_after_partner(label, partners) for label in made]
-    if named == [found.get(label.feature) for label in made]:
-        return found
-    return labels.write(run, layer, named)
-
-
-def _told(named: Named) -> str:
-    return "; ".join(f"{word.word} {_short(word.r)}" for word in named.words)
-
-
-def _rounded(r: float | None) -> float | None:
-    """As labels.csv has it."""
-    return None if r is None else round(float(r), DECIMALS)
-
-
-def _short(r: float) -> str:
-    """Two decimals, as ".58"."""
-    return f"{r:.2f}".replace("0.", ".", 1)
-
-
-def _after_partner(label: Label, partners: Sequence[Partner]) -> Label:
-    """The label of a feature without a word, named after the partner that it correlates with most; else as it is."""
-    if not partners or (label.name and label.by == CAPTIONS):
-        return label
-    feature = label.feature
-    known = [
-        one for one in partners if one.feature[feature] >= 0 and one.names.get(int(one.feature[feature]))
-    ]
-    best = max(known, key=lambda one: np.nan_to_num(one.held_out[feature]), default=None)
-    if best is None or not best.held_out[feature] >= PRESENT:  # NaN: too rare to tell
-        return label._replace(name="", by=CAPTIONS, r=None)
-    partner, r = int(best.feature[feature]), _rounded(best.held_out[feature])
-    name = f"≈ {best.run} {partner} '{best.names[partner]}' {_short(best.held_out[feature])}"
-    return label._replace(name=name, by=PARTNER, r=r)

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +20,8 @@ LABELS = {
     "cka": "linear CKA",
     "mutual_knn": "mutual 10 nearest neighbours",
 }
+
+NAME_WIDTH = 32  # characters of a feature's name in a table
 
 HELD_OUT = (
     "held out: partners chosen on one half of the samples and scored on the other; 0 where nothing is shared"
@@ -39,23 +42,28 @@ def as_json(run: Run, found: dict[str, object], indent: int | None = None) -> st
     return json.dumps(samples | found, indent=indent) + "\n"
 
 
-def sharedness_columns(shared: Sharedness) -> dict[str, np.ndarray]:
-    """The table's columns by heading, a row a feature."""
+def sharedness_columns(shared: Sharedness, names: Mapping[int, str]) -> dict[str, np.ndarray]:
+    """The table's columns by heading, a row a feature; `names` are those of features that have one."""
     columns = {"feature": shared.feature}
+    if names:
+        columns["name"] = np.array([names.get(feature, "") for feature in shared.feature.tolist()])
     if shared.status is not None:
         columns["status"] = np.array(shared.status)
     columns |= {"Delta": shared.delta, "S": shared.total}
     return columns | {f"rho {name}": values for name, values in shared.rho.items()}
 
 
-def print_sharedness(shared: Sharedness, first: Int[np.ndarray, " place"], n_live: int):
+def print_sharedness(
+    shared: Sharedness, first: Int[np.ndarray, " place"], n_live: int, names: Mapping[int, str]
+):
     """The first live features (those that ever fired); `first` holds their places in `shared`."""
     live = f"{n_live} of {len(shared.feature)} features live"
     print(f"{shared.source} {shared.layer}: {live}; the {len(first)} most")
     print(f"shared with    {', '.join(shared.min_group)}\nrather than    {', '.join(shared.max_group)}\n")
     if shared.counts is not None:
         print(", ".join(f"{words}: {count}" for words, count in shared.counts.items()), end="\n\n")
-    table = sharedness_columns(shared)
+    short = {number: textwrap.shorten(name, NAME_WIDTH, placeholder=" …") for number, name in names.items()}
+    table = sharedness_columns(shared, short)
     if shared.held_out is not None and shared.least is not None:
         columns = {name.removeprefix("rho "): column for name, column in table.items()}
         table = columns | shared.held_out | {"least of G": np.array(shared.least)}
@@ -70,6 +78,8 @@ def print_sharedness(shared: Sharedness, first: Int[np.ndarray, " place"], n_liv
         print(
             "in all of G, surely at most .2 in all of H, else the run that breaks it; Delta above 0 is not yet absent"
         )
+        if not names:
+            print(f"no names yet: uv run show.py --run {shared.source} finds them")
     if shared.other_seed is not None:
         print(f"{shared.other_seed}: the source's own SAE from another seed")
 
@@ -81,9 +91,9 @@ def cell(value: object) -> str:
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
-def sharedness_csv(shared: Sharedness) -> str:
+def sharedness_csv(shared: Sharedness, names: Mapping[int, str]) -> str:
     """A line a feature, best first: with statuses also each held-out correlation and its 95 % interval."""
-    table = sharedness_columns(shared)
+    table = sharedness_columns(shared, names)
     for name, values in (shared.held_out or {}).items():
         wide = 1.96 * (shared.error or {})[name]
         table |= {f"held out {name}": values, f"low {name}": values - wide, f"high {name}": values + wide}
@@ -92,15 +102,21 @@ def sharedness_csv(shared: Sharedness) -> str:
     return as_csv([table, *zip(*(column.tolist() for column in table.values()), strict=True)])
 
 
-def sharedness_json(source: Run, shared: Sharedness) -> str:
-    """Every field of `shared`, for every feature."""
+def sharedness_json(source: Run, shared: Sharedness, names: Mapping[int, str]) -> str:
+    """Every field of `shared`, for every feature, and the `names` by feature."""
     arrays = {name: getattr(shared, name).tolist() for name in ("feature", "delta", "total")}
     tables = {
         key: {name: values.tolist() for name, values in table.items()}
         for key, table in (("rho", shared.rho), ("held_out", shared.held_out), ("error", shared.error))
         if table is not None
     }
-    return as_json(source, shared._asdict() | arrays | tables)
+    return as_json(
+        source,
+        shared._asdict()
+        | arrays
+        | tables
+        | {"names": {number: name for number, name in names.items() if name}},
+    )
 
 
 def print_pair(directions: tuple[Direction, ...], metrics: list[str]):

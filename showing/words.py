@@ -21,8 +21,9 @@ LONGEST = 40  # characters of a word that is looked up in the dictionary, and of
 SECOND_FORM = 1 / 3  # of the commonest form's count: what a family's second form needs, to be shown too
 # No phrase begins or ends in these, which count as single words.
 ARTICLES = {"a", "an", "the", "this", "that", "these", "it", "its", "there"}
-AUXILIARIES = {"is", "are", "was", "were", "be", "has", "have", "of", "to", "with", "for", "and", "or"}
-EDGES = ARTICLES | AUXILIARIES
+AUXILIARIES = {"is", "are", "was", "were", "be", "has", "have", "and", "or"}
+PREPOSITIONS = {"of", "to", "with", "for", "at", "in", "on"}  # not those of places, as above and under
+EDGES = ARTICLES | AUXILIARIES | PREPOSITIONS
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
 LATIN = re.compile(r"[a-z\u00df-\u00f6\u00f8-\u024f']+")
 

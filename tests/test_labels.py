@@ -1,14 +1,21 @@
 """labels.csv: round trips, a person's edits, other features, files that are broken; partners' names; COCO's objects."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import make_run
 
+import comp_sharedness
+import data
+import show
 from plumbing.errors import UserError
-from showing import labels, names
-from showing.names import Named, Partner, Word
+from showing import labels
+from showing.labels import Partner
+from showing.names import Named, Word
+from toyworld import scenes
 
 CODES = np.array([[1.0, 0, 2], [0, 0, 1], [1, 0, 0]])
 
@@ -29,7 +36,7 @@ TOLD = named(("red", 0.9), None, ("of", 0.2))
 
 
 def label(run, told=TOLD, layer="layer0", **more):
-    return names.labelled(run, layer, lambda: told, **more)
+    return labels.labelled(run, layer, lambda: told, **more)
 
 
 def shown(found):
@@ -163,3 +170,36 @@ def test_a_name_of_any_characters_survives_the_file(run):
     edit(run, lambda rows: rows[0].update(name=odd, by="Anna"))
     label(run, None)
     assert labels.read(run, "layer0")[0].name == odd
+
+
+def test_scripts_name_features_and_read_the_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = data.open_pairs("demo", limit=60)
+    truth = [scenes.factors(row)["shape=triangle"] for row in range(60)]
+    codes = np.array([truth, np.arange(60) % 2]).T * 1.0
+    captions = [row[0] for row in pairs.captions]
+    _, run = (
+        make_run(name, {"layer0": codes}, pairs.ids, source=pairs.source, captions=captions)
+        for name in ("bert", "clip")
+    )
+    show.main(["--run", "clip"])
+    assert labels.read(run, "layer0")[0].name == "triangle"
+    words = [
+        "--source",
+        "clip",
+        "--min_group",
+        "bert",
+        "--max_group",
+        "clip",
+        "--csv",
+        "out.csv",
+        "--json",
+        "out.json",
+    ]
+    capsys.readouterr()
+    comp_sharedness.main([*words, "--top", "2"])
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["0", "triangle"] in [line[:2] for line in table]
+    with open("out.csv") as lines:
+        assert {row["feature"]: row["name"] for row in csv.DictReader(lines)} == {"0": "triangle", "1": ""}
+    assert json.loads(Path("out.json").read_text())["names"] == {"0": "triangle"}
