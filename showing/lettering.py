@@ -1,6 +1,7 @@
 """Lines of text on pictures: fonts, words that are drawn once and used again, what does not fit."""
 
 import functools
+import re
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -34,27 +35,27 @@ def wrapped(caption: str, width: int, most: int) -> list[str]:
     """The first `most` lines of a caption, at most so many pixels wide; what does not fit ends in "…"."""
     lines, used = [""], 0.0
     for part in caption[: width * most].split():  # a caption can be a book
-        for piece in (part,) if advance(part, PLAIN) <= width else textwrap.wrap(part, width // WIDEST):
-            length = advance(piece, PLAIN)
-            if lines[-1] and used + length > width:
+        for piece in (part,) if length(part, PLAIN) <= width else textwrap.wrap(part, width // WIDEST):
+            if lines[-1] and used + length(piece, PLAIN) > width:
                 if len(lines) == most:
                     return [*lines[:-1], f"{lines[-1]} …"]
                 lines.append("")
                 used = 0.0
             lines[-1] += f" {piece}" if used else piece
-            used += length
+            used += length(piece, PLAIN) + length(" ", PLAIN)
     return lines
 
 
 def write(pen: ImageDraw.ImageDraw, x: int, y: int, text: str, style: Style):
-    """A line of text; where it is plain ASCII it is put together of words, since captions repeat theirs."""
+    """A line of text; plain ASCII is put together of words, since captions repeat theirs, and numbers of digits."""
     if not text.isascii():  # other scripts may run from right to left
         pen.text((x, y), text, style.ink, font=style.font)
         return
     place = float(x)
-    for part in text.split(" "):
-        pen.bitmap((round(place) - 1, y), word(part, style), style.ink)
-        place += advance(part, style)
+    for part in re.findall(r"[0-9]|[^0-9 ]+| ", text):
+        if part != " ":
+            pen.bitmap((round(place) - 1, y), word(part, style), style.ink)
+        place += length(part, style)
 
 
 @functools.lru_cache(4096)
@@ -66,15 +67,14 @@ def word(text: str, style: Style) -> Image.Image:
 
 
 @functools.lru_cache(4096)
-def advance(text: str, style: Style) -> float:
-    """How far the next word is from this one, in pixels."""
-    return style.font.getlength(f"{text} ")
+def length(text: str, style: Style) -> float:
+    """The width of a text in pixels."""
+    return style.font.getlength(text)
 
 
 def cut(text: str, style: Style, width: int) -> str:
     """A text of one line that is at most so many pixels wide, with "…" where it does not fit."""
-    length = style.font.getlength
-    if length(text) <= width:
+    if style.font.getlength(text) <= width:
         return text
-    fitting = [end for end in range(len(text[:200])) if length(f"{text[:end]}…") <= width]
+    fitting = [end for end in range(len(text[:200])) if style.font.getlength(f"{text[:end]}…") <= width]
     return f"{text[: fitting[-1]]}…"

@@ -20,7 +20,7 @@ from features import Run
 from plumbing import files
 from plumbing.errors import UserError
 from showing import thumbnails
-from showing.lettering import BIG, BOLD, FINE, PLAIN, advance, cut, wrapped, write
+from showing.lettering import BIG, BOLD, FINE, PLAIN, cut, wrapped, write
 
 HIGHEST, HIGHEST_COLUMNS = 9, 3  # samples on a feature's sheet
 CONTACT, CONTACT_COLUMNS, CONTACT_SIDE = 30, 6, 224  # pictures on a data set's, and pixels of a square
@@ -191,7 +191,7 @@ def draw(
 def draw_text(pen: ImageDraw.ImageDraw, cell: Cell, x: int, y: int, width: int):
     """A cell's words and its caption, from (x, y) down."""
     write(pen, x, y, cell.left, BOLD)
-    write(pen, x + width + 4 - round(advance(cell.right, FINE)), y, cell.right, FINE)
+    write(pen, x + width - round(FINE.font.getlength(cell.right)), y, cell.right, FINE)
     for number, line in enumerate(wrapped(cell.caption, width, CAPTION_LINES), 1):
         write(pen, x, y + number * LINE, line, PLAIN)
 
