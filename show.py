@@ -156,10 +156,11 @@ def write_report(arguments: Namespace) -> list[Path]:
     runs = [features.open_run(name) for name in dict.fromkeys(arguments.report)]
     file = output(arguments.out or f"imgs/report-{runs[0].name}.html")
 
-    from showing import report  # after what can be said without numba
+    from showing import report, thumbnails  # after what can be said without numba
 
     command = shlex.join(["uv", "run", "show.py", *arguments.words])
-    report.write_report(file, runs, {}, command, arguments.data_root, Path("imgs/thumbs"), AT_LEAST)
+    kept, pixels = Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE
+    report.write_report(file, runs, {}, command, arguments.data_root, kept, pixels, AT_LEAST)
     print(file)
     return [file]
 

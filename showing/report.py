@@ -87,11 +87,12 @@ def write_report(
     command: str,
     data_root: str | None,
     kept: Path,
+    side: int,
     at_least: int,
 ):
     """Write the page; the features that it shows are those of the first run's last layer, which `names` names.
 
-    `kept` is the folder of thumbnails, `at_least` the samples that a shown feature is active on.
+    `kept` is the folder of thumbnails of `side` pixels, `at_least` the samples that a shown feature is active on.
     """
     features.check_aligned(list(runs))
     sides = Sides(runs, Reader(), DEFAULTS)
@@ -119,7 +120,7 @@ def write_report(
         held_out=any(one.wmppc["last_layer"].held_out is not None for one in found.values()),
         trust=trust(list(found.values())),
         maps=layer_maps(runs, found),
-        lists=lists(runs, sides, names, data.reopen(runs[0], data_root), kept, at_least),
+        lists=lists(runs, sides, names, data.reopen(runs[0], data_root), kept, side, at_least),
     )
     files.write_text(file, text)
 
@@ -249,6 +250,7 @@ def lists(
     names: Mapping[int, str],
     pairs: data.Pairs,
     kept: Path,
+    side: int,
     at_least: int,
 ) -> list[Cards]:
     """The features of the first run that all other runs have most, and those that none has; else the most active."""
@@ -262,7 +264,7 @@ def lists(
         for one in sheets.highest(codes, sorted({i for _, _, some in chosen for i in some}), PICTURES)
     }
     rows = {row for one in found.values() for row in one.rows.tolist()}
-    shown = Shown(run, codes, run.samples(), pairs, thumbnails(pairs, kept, rows), names, shared)
+    shown = Shown(run, codes, run.samples(), pairs, thumbnails(pairs, kept, rows, side), names, shared)
     return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
 
 

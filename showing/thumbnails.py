@@ -162,7 +162,7 @@ def _estimate(made: Thumbnails, tried: dict[int, bytes | str], count: int, secon
     if needed > free:
         raise UserError(
             f"thumbnails of {count:,} pictures take about {_size(needed)} and {made.folder} has {_size(free)}: free "
-            "some, name another disk with --out, or make them smaller with --thumb"
+            "some, work on another disk, or make them smaller with --thumb"
         )
     if count > TRIED:
         minutes = f"{seconds * count / 60:.0f} min" if seconds * count > 90 else f"{seconds * count:.0f} s"
