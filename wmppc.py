@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import features
-from comparing.results import METRICS, Difference, Direction, Folds
+from comparing.results import METRICS, Difference, Direction, Folds, metric
 from features import Run
 from plumbing import files
 from plumbing.commandline import Parser, output, picture, positive, script
@@ -65,7 +65,8 @@ def parse(argv):
     runs = "runs: folder names in sae_features/, or patterns such as 'clip*' (quoted)"
     add("--source", required=True, nargs="+", metavar="RUN", help=runs)
     add("--target", required=True, nargs="+", metavar="RUN", help="the runs that they are compared with")
-    add("--metrics", nargs="+", choices=METRICS, help="scores (default: wmppc, and for one pair mppc too)")
+    words = f"scores: {', '.join(METRICS)} (default: wmppc, and for one pair mppc too)"
+    add("--metrics", nargs="+", type=metric, metavar="SCORE", help=words)
     add("--csv", type=output, metavar="FILE", help="write the scores, a line each")
     add("--json", type=output, metavar="FILE", help="write everything that is printed, for machines")
     add(

@@ -4,6 +4,7 @@ The scores of a finished pair are kept in a run's folder and reused while both r
 `torchrun` the layer pairs are shared out, or, where a layer does not fit into memory, its rows are.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -11,23 +12,19 @@ import numpy as np
 from tqdm import tqdm
 
 import features
-from comparing import draws, scores
+from comparing import scores
 from comparing.clusters import FEWEST
 from comparing.directions import comparison_of, nuisance
-from comparing.draws import Cell, Layer, aligned
+from comparing.draws import Cell, Layer
 from comparing.kept import read_kept, write_kept
+from comparing.older import older_score
 from comparing.passes import evidence
-from comparing.pearson import Maxima, Sums, max_correlations, streamed_maxima
+from comparing.pearson import Maxima, max_correlations, streamed_maxima
 from comparing.reader import Reader, own_share
 from comparing.references import note, referenced
-from comparing.results import METRICS, OLDER, Comparison, Direction, Score
+from comparing.results import OLDER, Comparison, Direction, Score, metric
 from comparing.sides import DEFAULTS, Options, RunPair, Sides
-from plumbing.errors import UserError
 from plumbing.processes import add_up, anywhere, first_process_says, team
-
-N_NEIGHBOURS = 10  # of mutual_knn
-
-NEIGHBOUR_ROWS = 10_000  # rows drawn for mutual_knn: its cost is their square
 
 RhoByLayers = dict[tuple[str, str], np.ndarray]  # rho float64 [feature] by source layer and target layer
 
@@ -56,23 +53,6 @@ def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarr
     return [(array[:n_source], array[n_source:]) for array, (n_source, _) in zip(found, widths, strict=True)]
 
 
-def pair_sums(cell: Cell, reader: Reader) -> Sums:
-    """All sums of a cell's pairs of features: 8 bytes a pair."""
-    n_source, n_target = (reader.n_features(side) for side in (cell.source, cell.target))
-    if 24 * n_source * n_target > reader.memory:
-        raise UserError(
-            f"all correlations of {cell.source.run.name} and {cell.target.run.name} take {n_source} x {n_target} "
-            f"x 24 bytes of {reader.memory}: leave hungarian and cka out of --metrics, or give more --memory"
-        )
-    if reader.fits(cell):
-        source, target = reader.codes(cell.source), reader.codes(cell.target)
-        return Sums.of(source, target.take(cell.partner))
-    sums = Sums(n_source, n_target)
-    for x, y in aligned(*cell.blocks(slice(None), reader.memory // 4)):
-        sums.add(x, y)
-    return sums
-
-
 def compare(
     run: features.Run,
     other: features.Run,
@@ -85,8 +65,7 @@ def compare(
     `metrics` are some of METRICS; `memory` is in bytes, by default half of what is free; `options` with `bare` give
     the score alone, at a fifth of the cost. Runs of other samples are refused.
     """
-    if unknown := set(metrics) - set(METRICS):
-        raise UserError(f"unknown metrics {', '.join(sorted(unknown))}: choose among {', '.join(METRICS)}")
+    metrics = [metric(name) for name in metrics]
     features.check_aligned([run, other])
     return with_references(run, other, metrics, Sides([run, other], Reader(memory), options))
 
@@ -109,12 +88,14 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sid
     kept = read_kept(run, other, key)
     is_new = anywhere(kept is None)  # where any process cannot read it, all work it out
     found = match(run, other, sides) if is_new or kept is None else kept
-    for metric in (metric for metric in OLDER if metric in metrics):
-        if anywhere(metric not in found.scores):
+    for name in (name for name in OLDER if name in metrics):
+        if anywhere(name not in found.scores):
             is_new = True
-            numbers = first_process_says(lambda metric=metric: older_score(metric, run, other, reader), 2)
+            own, its = (Layer(one, one.layers[-1]) for one in (run, other))
+            work = functools.partial(older_score, name, own, its, reader, sides.half)
+            numbers = first_process_says(work, 2)
             for one in found:
-                one.scores[metric] = {"last_layer": Score.of(*numbers)}
+                one.scores[name] = {"last_layer": Score.of(*numbers)}
     if is_new and team().rank == 0:
         write_kept(run, other, found, key)
     return found
@@ -157,11 +138,6 @@ def bare(source: features.Run, target: features.Run, reader: Reader) -> Comparis
     return Comparison(direction(source, target, forward, reader), direction(target, source, backward, reader))
 
 
-def value_and_floor(run: features.Run) -> tuple[None, np.ndarray]:
-    """The orders of the target's rows whose scores are an older Score's two numbers."""
-    return None, draws.permutation(run.n_samples)
-
-
 def direction(source: features.Run, target: features.Run, rho: RhoByLayers, reader: Reader) -> Direction:
     """One direction's bare scores."""
     total = {layer: reader.sums(Layer(source, layer)).total for layer in source.layers}
@@ -179,35 +155,3 @@ def direction(source: features.Run, target: features.Run, rho: RhoByLayers, read
     live = [int((total[layer] > 0).sum()) for layer in source.layers]
     layers = list(source.layers), list(target.layers)
     return Direction(source.name, target.name, *layers, live, widths.tolist(), found, cells)
-
-
-def older_score(
-    metric: str, source: features.Run, target: features.Run, reader: Reader
-) -> tuple[float, float]:
-    """An older score of the last layers, and its floor."""
-    own, other = Layer(source, source.layers[-1]), Layer(target, target.layers[-1])
-    if metric == "mutual_knn":
-        return mutual_knn(own, other)
-    values = []
-    for partner in value_and_floor(source):
-        sums = pair_sums(Cell(own, other, partner), reader)
-        if metric == "hungarian":
-            live = sums.source.total > 0, sums.target.total > 0
-            values.append(scores.hungarian(sums.correlations(), *live))
-        else:
-            inner = (pair_sums(Cell(side, side), reader).covariances() for side in (own, other))
-            values.append(scores.linear_cka(sums.covariances(), *inner))
-    return values[0], values[1]
-
-
-def mutual_knn(source: Layer, target: Layer) -> tuple[float, float]:
-    """The overlap of nearest neighbours among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
-    order = draws.permutation(source.run.n_samples)
-    rows = np.sort(order[:NEIGHBOUR_ROWS])
-    if len(rows) <= N_NEIGHBOURS:
-        raise UserError(
-            f"mutual_knn takes {N_NEIGHBOURS} neighbours of a sample; the runs have {len(rows)} samples"
-        )
-    x, y = draws.chosen_rows(source, rows), draws.chosen_rows(target, rows)
-    shuffled = np.argsort(np.argsort(order[rows]))  # the floor's permutation among these rows
-    return scores.mutual_knn(x, y, N_NEIGHBOURS), scores.mutual_knn(x, y[shuffled], N_NEIGHBOURS)

@@ -1,16 +1,23 @@
-"""Older scores of a pair of runs, each with its own chance level."""
+"""Older scores of the last layers of a pair of runs, the same in both directions, each with its own chance level."""
 
-from typing import Any, NamedTuple, no_type_check
+from collections.abc import Iterable
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
-from comparing.codes import Codes, as_codes
-from comparing.pearson import add_products
+from comparing.codes import Codes, Matrix, as_codes
+from comparing.draws import Cell, Layer, aligned, blocks, chosen_rows, permutation
+from comparing.pearson import Sums, add_products
+from comparing.reader import Reader
 from plumbing.compiled import compiled
+from plumbing.errors import UserError
 from plumbing.threads import equal_ranges, in_parallel
+
+NEIGHBOURS = 10  # of a row
+NEIGHBOUR_ROWS = 10_000  # rows drawn for `mutual_neighbours`: its cost is their square
 
 CANDIDATES = 30  # partners of each feature that a large plan is made of
 SMALL_PLAN = 250_000  # pairs, up to which all of them are
@@ -18,13 +25,54 @@ CLOSE = 1e-9  # similarities closer than this are equal
 
 
 class Older(NamedTuple):
-    """A score, and what chance gives."""
+    """A score, and what chance gives; NaN where there is none."""
 
     value: float
     floor: float
 
 
+NO_SCORE = Older(float("nan"), float("nan"))
+
+
+def older_score(
+    metric: str, source: Layer, target: Layer, reader: Reader, half: UInt8[np.ndarray, " row"]
+) -> Older:
+    """One of results.OLDER; `half` is the half of each row. Error: the sums of all pairs of features do not fit."""
+    if metric == "soft_matching":
+        return held_out_matching(source, target, reader, half)
+    if metric == "cka":
+        return cka(source, target, reader)
+    return knn(source, target) if metric == "knn" else seeds_mcc(source, target)
+
+
+def pair_sums(cell: Cell, reader: Reader, rows: Int[np.ndarray, " some"] | None = None) -> Sums:
+    """All sums of a cell's pairs of features, 8 bytes a pair, over all rows or the given ones."""
+    n_source, n_target = (reader.n_features(side) for side in (cell.source, cell.target))
+    if 32 * n_source * n_target > reader.memory:
+        raise UserError(
+            f"all correlations of {cell.source.run.name} and {cell.target.run.name} take {n_source} x {n_target} "
+            f"x 32 bytes of {reader.memory}: leave soft_matching and cka out of --metrics, or give more --memory"
+        )
+    if reader.fits(cell):
+        source, target = reader.codes(cell.source), reader.codes(cell.target)
+        return Sums.of(source.take(rows), target.take(rows))
+    sums = Sums(n_source, n_target)
+    read = (blocks(layer, rows, memory=reader.memory // 4) for layer in (cell.source, cell.target))
+    for x, y in aligned(*read):
+        sums.add(x, y)
+    return sums
+
+
 # -------------------------------------------------------------------------------------------- soft matching
+
+
+def held_out_matching(source: Layer, target: Layer, reader: Reader, half: UInt8[np.ndarray, " row"]) -> Older:
+    """`soft_matching` of the live features, planned on one half of the rows and scored on the other: 0 by chance."""
+    halves = [pair_sums(Cell(source, target), reader, np.flatnonzero(half == h)) for h in (0, 1)]
+    live = [
+        np.logical_or(*(getattr(sums, side).total > 0 for sums in halves)) for side in ("source", "target")
+    ]
+    return Older(soft_matching(*(sums.correlations()[np.ix_(*live)] for sums in halves)), 0.0)
 
 
 def soft_matching(
@@ -77,33 +125,58 @@ def _candidates(r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ------------------------------------------------------------------------------------------- debiased CKA
 
 
-def debiased_cka(source: Any, target: Any) -> float:
+class Kernel(NamedTuple):
+    """A layer's linear kernel with a zero diagonal, float64 [row]: the sums of its rows, and the diagonal left out."""
+
+    sums: np.ndarray
+    diagonal: np.ndarray
+
+    @staticmethod
+    def of(blocks: Iterable[Matrix], total: Float[np.ndarray, " feature"]) -> "Kernel":
+        """Of all rows, in blocks [row, feature]; `total` is the sum of each feature."""
+        found = []
+        for block in blocks:
+            rows = block.astype(np.float64)
+            diagonal = np.asarray((rows * rows).sum(axis=1)).ravel()
+            found.append((np.asarray(rows @ total).ravel() - diagonal, diagonal))
+        return Kernel(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def cka(source: Layer, target: Layer, reader: Reader) -> Older:
+    """`debiased_cka` of two layers, held or read block by block; 0 by chance."""
+    if reader.fits(Cell(source, target)):
+        return Older(debiased_cka(reader.codes(source), reader.codes(target)), 0.0)
+    own, other = (Kernel.of(layer.blocks(), reader.sums(layer).total) for layer in (source, target))
+    pairs = Cell(source, target), Cell(source, source), Cell(target, target)
+    squared = [float((pair_sums(pair, reader).products ** 2).sum()) for pair in pairs]
+    return Older(_cka(own, other, *squared), 0.0)
+
+
+def debiased_cka(source: Matrix | Codes, target: Matrix | Codes) -> float:
     """Linear CKA of unbiased HSIC (Song et al. 2012; Murphy et al., arXiv 2405.01012): 0 by chance, on average.
 
-    `source` and `target` are Codes, scipy sparse or numpy [row, feature]. NaN where a side does not vary, or with
-    fewer than four rows.
+    `source` and `target` are [row, feature]. NaN where a side does not vary, or with fewer than four rows.
     """
     source, target = as_codes(source), as_codes(target)
-    if source.n_rows < 4:
+    own, other = (Kernel.of([side.matrix], side.sums().total) for side in (source, target))
+    pairs = (source, target), (source, source), (target, target)
+    return _cka(own, other, *(squared_products(*pair) for pair in pairs))
+
+
+def _cka(source: Kernel, target: Kernel, both: float, own: float, other: float) -> float:
+    """From Σ_ij (Σ_n x_ni y_nj)² of the two sides, and of each with itself."""
+    if len(source.sums) < 4:
         return float("nan")
-    own = hsic(source, source) * hsic(target, target)
-    return float(hsic(source, target) / np.sqrt(own)) if own > 0 else float("nan")
+    scale = hsic(source, source, own) * hsic(target, target, other)
+    return float(hsic(source, target, both) / np.sqrt(scale)) if scale > 0 else float("nan")
 
 
-def hsic(source: Codes, target: Codes) -> float:
-    """HSIC_1 of linear kernels, from Σ x y products and two numbers a row: no [row, row] matrix is made."""
-    n = source.n_rows
-    (own, squared), (other, other_squared) = (_kernel_sums(side) for side in (source, target))
-    trace = squared_products(source, target) - squared @ other_squared
+def hsic(source: Kernel, target: Kernel, squared: float) -> float:
+    """HSIC_1 of linear kernels, from Σ_ij (Σ_n x_ni y_nj)² and two numbers a row: no [row, row] matrix is made."""
+    n, own, other = len(source.sums), source.sums, target.sums
+    trace = squared - source.diagonal @ target.diagonal
     middle = own.sum() * other.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (own @ other)
     return float((trace + middle) / (n * (n - 3)))
-
-
-def _kernel_sums(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
-    """Row sums of the linear kernel with a zero diagonal, and its diagonal, float64 [row]."""
-    matrix = codes.matrix.astype(np.float64)
-    squared = np.asarray((matrix * matrix).sum(axis=1)).ravel()
-    return np.asarray(matrix @ np.asarray(matrix.sum(axis=0)).ravel()).ravel() - squared, squared
 
 
 def squared_products(source: Codes, target: Codes) -> float:
@@ -128,17 +201,25 @@ def _squared_products(first, last, by_feature, by_row, width, sums):
 # ------------------------------------------------------------------------------------- mutual neighbours
 
 
-def mutual_neighbours(source: Any, target: Any, k: int = 10) -> Older:
+def knn(source: Layer, target: Layer) -> Older:
+    """`mutual_neighbours` among at most NEIGHBOUR_ROWS rows, the same ones of both runs."""
+    rows = np.sort(permutation(source.run.n_samples)[:NEIGHBOUR_ROWS])
+    if len(rows) <= NEIGHBOURS:
+        raise UserError(f"knn takes {NEIGHBOURS} neighbours of a sample; the runs have {len(rows)} samples")
+    return mutual_neighbours(chosen_rows(source, rows), chosen_rows(target, rows))
+
+
+def mutual_neighbours(source: Matrix, target: Matrix, k: int = NEIGHBOURS) -> Older:
     """The mean share of a row's `k` nearest other rows, by cosine, that are so in both runs; chance is k / (N - 1).
 
     Rows that are equally near share the places that are left among them, so that the order of the rows gives no
     agreement: a row without activations is near to all others alike (Huh et al., arXiv 2405.07987). `source` and
-    `target` are scipy sparse or numpy [row, feature]; NaN with no more than `k` rows.
+    `target` are [row, feature]; NaN with no more than `k` rows.
     """
     units = [_unit(side) for side in (source, target)]
     n = units[0].shape[0]
     if n <= k:
-        return Older(float("nan"), float("nan"))
+        return NO_SCORE
     shared = 0.0
     for start in range(0, n, 256):  # a block of similarities at a time, never all pairs
         one, other = (_places(_similarity(unit, start), start, k) for unit in units)
@@ -146,15 +227,18 @@ def mutual_neighbours(source: Any, target: Any, k: int = 10) -> Older:
     return Older(shared / (n * k), k / (n - 1))
 
 
-def _unit(codes: Any) -> scipy.sparse.csr_array:
-    codes = scipy.sparse.csr_array(codes, dtype=np.float64)
+def _unit(matrix: Matrix) -> Matrix:
+    """Rows of length 1, or 0; as a numpy array where that multiplies faster."""
+    codes = scipy.sparse.csr_array(matrix, dtype=np.float64)
     norms = np.sqrt(np.asarray(codes.multiply(codes).sum(axis=1)).ravel())
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-    return scipy.sparse.csr_array(scipy.sparse.diags_array(inverse) @ codes)
+    unit = scipy.sparse.csr_array(scipy.sparse.diags_array(inverse) @ codes)
+    return unit.toarray() if unit.nnz > 0.05 * np.prod(unit.shape) else unit
 
 
-def _similarity(unit: scipy.sparse.csr_array, start: int) -> Float[np.ndarray, "block row"]:
-    similarity = (unit[start : start + 256] @ unit.T).toarray()
+def _similarity(unit: Matrix, start: int) -> Float[np.ndarray, "block row"]:
+    similarity = unit[start : start + 256] @ unit.T
+    similarity = similarity if isinstance(similarity, np.ndarray) else similarity.toarray()
     similarity[
         np.arange(len(similarity)), start + np.arange(len(similarity))
     ] = -np.inf  # not its own neighbour
@@ -170,6 +254,29 @@ def _places(similarity: np.ndarray, start: int, k: int) -> Float[np.ndarray, "bl
 
 
 # -------------------------------------------------------------------------------------------- seed pairs
+
+
+def seeds_mcc(source: Layer, target: Layer) -> Older:
+    """`pw_mcc` of two SAEs of one encoder's layer; chance is a decoder of random directions. No score of others."""
+    encoders = [layer.run.manifest.get("encoder") for layer in (source, target)]
+    decoders = [decoder(layer) for layer in (source, target)]
+    if encoders[0] != encoders[1] or source.name != target.name or None in encoders:
+        return NO_SCORE
+    if decoders[0] is None or decoders[1] is None:
+        return NO_SCORE
+    chance = np.random.default_rng(0).standard_normal(decoders[1].shape)
+    return Older(pw_mcc(decoders[0], decoders[1]), pw_mcc(decoders[0], chance))
+
+
+def decoder(layer: Layer) -> Float[np.ndarray, "d_sae d_in"] | None:
+    """W_dec of a layer's SAE; None where the run holds none."""
+    from safetensors import safe_open
+
+    file = layer.run.path / layer.name / "sae_weights.safetensors"
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="np") as tensors:
+        return tensors.get_tensor("W_dec")
 
 
 def pw_mcc(decoder: Float[np.ndarray, "source d_in"], other: Float[np.ndarray, "target d_in"]) -> float:

@@ -5,10 +5,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-OLDER = ("hungarian", "cka", "mutual_knn")  # scores of the last layers only, the same in both directions
+from plumbing.errors import UserError
+
+OLDER = ("soft_matching", "cka", "knn", "pw_mcc")  # of the last layers only, the same in both directions
 METRICS = ("wmppc", "mppc", *OLDER)
+REPLACED = {
+    "hungarian": "soft_matching",
+    "mutual_knn": "knn",
+}  # scores of an earlier version, and what to ask for
 
 DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
+
+
+def metric(text: str) -> str:
+    """One of METRICS; otherwise a `UserError` that names them, or the one that replaced it."""
+    if text in REPLACED:
+        raise UserError(f"the metric {text!r} is gone: ask for {REPLACED[text]}")
+    if text not in METRICS:
+        raise UserError(f"unknown metric {text!r}: choose among {', '.join(METRICS)}")
+    return text
 
 
 class Control(NamedTuple):

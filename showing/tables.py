@@ -16,9 +16,10 @@ from features import Run
 LABELS = {
     "wmppc": "wMPPC",
     "mppc": "MPPC",
-    "hungarian": "one-to-one matching",
-    "cka": "linear CKA",
-    "mutual_knn": "mutual 10 nearest neighbours",
+    "soft_matching": "soft matching, held out",
+    "cka": "linear CKA, debiased",
+    "knn": "mutual 10 nearest neighbours",
+    "pw_mcc": "PW-MCC of the decoders",
 }
 
 NAME_WIDTH = 32  # characters of a feature's name in a table

@@ -99,6 +99,40 @@ def test_ties_and_empty_rows_agree_no_more_than_by_chance():
     )
 
 
+def unrelated(rng, kind, n=600):
+    """Codes that are drawn anew, of which the order of the rows must not make a likeness."""
+    codes = (rng.random((n, 50)) < 0.1) * rng.random((n, 50))
+    if kind == "half of the rows empty":
+        codes[::2] = 0
+    if kind == "few features, hardly any row like another":
+        codes = (rng.random((n, 3000)) < 1 / 1500) * rng.random((n, 3000))
+    if kind == "all rows alike":
+        codes = np.ones((n, 3))
+    if kind == "one feature a row":
+        codes = np.eye(8)[rng.integers(0, 8, n)]
+    if kind == "dense":
+        codes = rng.random((n, 8))
+    return codes
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "half of the rows empty",
+        "few features, hardly any row like another",
+        "all rows alike",
+        "one feature a row",
+        "dense",
+    ],
+)
+def test_unrelated_runs_score_chance(kind):
+    rng = np.random.default_rng(2)
+    x, y = unrelated(rng, kind), unrelated(rng, kind)
+    assert mutual_neighbours(x, y).value == pytest.approx(10 / 599, abs=0.012)
+    order = rng.permutation(600)
+    assert mutual_neighbours(x[order], y[order]).value == pytest.approx(mutual_neighbours(x, y).value)
+
+
 def test_pw_mcc_matches_decoder_rows_whatever_their_order_and_sign():
     rows = np.random.default_rng(0).standard_normal((20, 30))
     assert pw_mcc(rows, -2 * rows[::-1]) == pytest.approx(1)

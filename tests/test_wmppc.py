@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.optimize
+import safetensors.numpy
 import torch
 import torch.distributed
 from oracles import pearson
@@ -23,7 +23,7 @@ from runs import make_run
 import comparing
 import features
 import wmppc
-from comparing import comparison, draws, results, scores
+from comparing import comparison, draws, older, results
 from comparing import reader as reader_module
 from comparing.clusters import clusters, permutation
 from plumbing import processes
@@ -90,7 +90,7 @@ def test_compare_refuses_other_samples_and_unknown_metrics():
     runs = {name: features.open_run(name) for name in "ABC"}
     with pytest.raises(UserError, match="not comparable"):
         comparing.compare(runs["A"], runs["C"])
-    with pytest.raises(UserError, match="svcca.*mutual_knn"):
+    with pytest.raises(UserError, match="svcca.*soft_matching"):
         comparing.compare(runs["A"], runs["B"], metrics=["svcca"])
 
 
@@ -225,25 +225,37 @@ def test_older_scores_are_those_of_their_formulas(capsys):
     a, b = two_runs()
     found = wmppc.main(["--source", "A", "--target", "B", "--metrics", *wmppc.METRICS])[0].scores
     x, y = (list(side.values())[-1].astype(np.float64) for side in (a, b))
-    permuted = y[np.random.default_rng(draws.FLOOR_SEED).permutation(400)]
-    for kind, other in (("value", y), ("floor", permuted)):
-        centred = [side - side.mean(0) for side in (x, other)]
-        r = pearson(x, other)
-        matched = r[scipy.optimize.linear_sum_assignment(r, maximize=True)].mean()
-        assert getattr(found["hungarian"]["last_layer"], kind) == pytest.approx(matched, abs=1e-6)
-        gram = [side @ side.T for side in centred]
-        cka = (gram[0] * gram[1]).sum() / np.linalg.norm(gram[0]) / np.linalg.norm(gram[1])
-        assert getattr(found["cka"]["last_layer"], kind) == pytest.approx(cka, abs=1e-6)
-    for kind, other in (("value", y), ("floor", permuted)):
-        expected = scores.mutual_knn(x, other, comparison.N_NEIGHBOURS)
-        assert getattr(found["mutual_knn"]["last_layer"], kind) == pytest.approx(expected, abs=1e-6)
-    assert "one-to-one matching" in capsys.readouterr().out
+    half = clusters([f"sample{row}.png" for row in range(400)]).half
+    halves = [pearson(x[half == h], y[half == h]) for h in (0, 1)]
+    expected = {
+        "soft_matching": (older.soft_matching(*halves), 0),
+        "cka": (older.debiased_cka(x, y), 0),
+        "knn": older.mutual_neighbours(x, y),
+    }
+    for metric, numbers in expected.items():
+        score = found[metric]["last_layer"]
+        assert (score.value, score.floor) == pytest.approx(tuple(numbers), abs=1e-6), metric
+    assert np.isnan(found["pw_mcc"]["last_layer"].value), "no seeds of one SAE"
+    printed = capsys.readouterr().out
+    assert "soft matching, held out" in printed
+    assert "PW-MCC of the decoders - (-)" in printed
+
+
+def test_two_seeds_of_an_sae_are_matched_by_their_decoders():
+    rows = np.random.default_rng(5).standard_normal((5, 7)).astype(np.float32)
+    for name, decoder in (("A", rows), ("B", np.ascontiguousarray(-rows[::-1]))):
+        encoder = {"model": "ViT", "checkpoint": "vit", "modality": "image"}
+        run = make_run(name, {"layer0": codes(1, 5)}, encoder=encoder)
+        safetensors.numpy.save_file({"W_dec": decoder}, run.path / "layer0" / "sae_weights.safetensors")
+    found = wmppc.main(["--source", "A", "--target", "B", "--metrics", "wmppc", "pw_mcc"])[0].scores
+    assert found["pw_mcc"]["last_layer"].value == pytest.approx(1)
+    assert 0.2 < found["pw_mcc"]["last_layer"].floor < 0.8
 
 
 def test_the_scores_and_their_floors_are_the_same_whatever_the_memory(monkeypatch):
     monkeypatch.setattr(features, "PART_ROWS", 64)
     two_runs()
-    metrics = ["--metrics", "wmppc", "mppc", "cka", "hungarian", "mutual_knn"]
+    metrics = ["--metrics", "wmppc", "mppc", "cka", "soft_matching", "knn"]
     held = wmppc.main(["--source", "A", "--target", "B", *metrics])
     for memory in (60_000, 16_000):
         Path("sae_features/A/pairs/B.json").unlink()
@@ -283,7 +295,20 @@ for memory, file in ((1 << 30, "pairs.json"), (32_000, "rows.json")):
 def test_two_processes_give_what_one_does():
     """They share out the layer pairs, and, where a layer does not fit into memory, its rows."""
     three_runs()
-    arguments = ["--source", "A", "B", "--target", "C", "B", "--metrics", "wmppc", "mppc", "cka", "--json"]
+    arguments = [
+        "--source",
+        "A",
+        "B",
+        "--target",
+        "C",
+        "B",
+        "--metrics",
+        "wmppc",
+        "cka",
+        "soft_matching",
+        "knn",
+        "--json",
+    ]
     wmppc.main([*arguments, "alone.json"])
     returned, printed, said = run_two([sys.executable, "-c", TWICE, *arguments])
     assert returned == [0, 0], said
@@ -331,7 +356,7 @@ def test_what_one_process_refuses_ends_in_a_line_of_each(tmp_path):
     spoilt[7, 4] = np.nan
     make_run("bad", {"layer0": spoilt})
     code = "import sys, wmppc; wmppc.main(sys.argv[1:])"
-    arguments = ["--source", "A", "--target", "bad", "--metrics", "mutual_knn"]
+    arguments = ["--source", "A", "--target", "bad", "--metrics", "knn"]
     returned, _, said = run_two([sys.executable, "-c", code, *arguments])
     assert returned == [2, 2]
     assert "run 'bad' holds nan" in said[0] + said[1]
@@ -431,7 +456,7 @@ def test_a_run_that_holds_nan_or_infinity_is_named_with_layer_and_row(value, hel
         make_run("bad", {"layer0": spoilt}, part_rows=100)
     if held == "streamed":
         monkeypatch.setattr(reader_module, "free_memory", lambda: 16_000)
-    for metrics in (["wmppc"], ["mutual_knn"], ["cka"]):
+    for metrics in (["wmppc"], ["knn"], ["cka"]):
         line = complaint(capsys, ["--source", "A", "--target", "bad", "--metrics", *metrics])
         assert f"error: run 'bad' holds {value} in layer0, row 217, feature 4" in line
     assert not Path("sae_features/A/pairs").exists()
@@ -480,7 +505,9 @@ def test_a_pattern_without_runs_and_an_unknown_metric_are_refused(capsys):
     assert "A, B" in line
     line = complaint(capsys, ["--source", "A", "--target", "B", "--metrics", "svcca"])
     assert "'svcca'" in line
-    assert "mutual_knn" in line
+    assert "soft_matching" in line
+    line = complaint(capsys, ["--source", "A", "--target", "B", "--metrics", "wmppc", "hungarian"])
+    assert "the metric 'hungarian' is gone: ask for soft_matching" in line
 
 
 def test_arguments_that_are_missing_are_named(capsys):
