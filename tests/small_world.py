@@ -98,6 +98,7 @@ def train(
     sae=None,
     overwrite=False,
     checkpoint_every=60.0,
+    log=None,
     **settings,
 ):
     """Train on the small world as a script does that was given these flags; returns the runs."""
@@ -109,5 +110,6 @@ def train(
         sae=sae,
         overwrite=overwrite,
         checkpoint_every=checkpoint_every,
+        log=log,
         command=["train_text.py"],
     )

@@ -23,7 +23,7 @@ from encoders.wrapper import WrappedModel
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import team, wait_for_all
-from training import resume
+from training import resume, trackers
 from training.activations import Stream
 from training.fit import fit
 from training.given import find_saes
@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     overwrite: bool  # replace runs of these names
     workers: int  # processes that decode items
     checkpoint_every: float  # seconds between checkpoints
+    log: str | None  # wandb, trackio or tensorboard: where the lines of training.jsonl are sent besides
     command: list[str] | None  # the words that were typed, for run.json
     started: float | None  # the monotonic time from which the runs' seconds count; None: now
 
@@ -80,6 +81,7 @@ def train_all(
     overwrite: bool = False,
     workers: int = 0,
     checkpoint_every: float = 60.0,
+    log: str | None = None,
     command: list[str] | None = None,
     started: float | None = None,
 ) -> list[features.Run]:
@@ -92,11 +94,13 @@ def train_all(
     with in_one_line(settings.batch_size, overwrite):
         try:
             resume.check_names(variants, sae, overwrite)
+            if log:
+                trackers.check(log)
             self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else layers))
             numbers = sorted(find_saes(Path(sae), encoder, layers)) if sae else layers
             stream = Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
             work = prepare(stream, variants, sae, overwrite, time.monotonic() if started is None else started)
-            return carry_out(work, checkpoint_every, command)
+            return carry_out(work._replace(tracker=log), checkpoint_every, command)
         finally:
             release_locks()
 

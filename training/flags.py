@@ -18,6 +18,7 @@ from plumbing.errors import UserError
 from training import settings
 from training.resume import check_names
 from training.settings import Settings
+from training.trackers import OPTIONS, check
 
 Rows = Mapping[str, Row]
 
@@ -38,6 +39,10 @@ RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
         "default": 60.0,
         "metavar": "SECONDS",
         "help": "how often to write a checkpoint, from which a killed run resumes; less often where that is slow",
+    },
+    "--log": {
+        "choices": tuple(OPTIONS),
+        "help": "send the lines of training.jsonl there too (its package is installed on its own)",
     },
     "--overwrite": {"action": "store_true", "help": "replace a run of that name"},
     "--workers": {"type": natural, "default": 0, "help": "processes that read and decode items"},
@@ -96,6 +101,8 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
         )
     if arguments.sae and not Path(arguments.sae).is_dir():
         raise UserError(f"--sae {arguments.sae} is no folder: name one in SAELens' layout, or one of several")
+    if arguments.log:
+        check(arguments.log)
     asked_layers(arguments.layers, arguments.sae)
     arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
     return arguments

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from plumbing import files
 from plumbing.processes import team
+from training import trackers
 from training.quality import finite
 from training.trainer import Report
 from training.work import Work
@@ -30,18 +31,25 @@ class Logs:
     """The logs of a command's runs, which go on after the lines of the first `done` steps; the first process writes."""
 
     def __init__(self, work: Work, done: int):
-        self.work, self.opened = work, []
+        self.work, self.opened, self.trackers = work, [], []
         for job in work.jobs if team().rank == 0 else []:
             rewind(job.folder / FILE, done)
             self.opened.append(open(job.folder / FILE, "ab"))  # noqa: SIM115  # `close` does
             files.sync(job.folder)
+            if work.tracker:
+                self.trackers.append(trackers.start(work.tracker, job.folder.name, work.described(job)))
+                for earlier in read(job.folder):
+                    self.trackers[-1].log(flat(earlier), earlier["step"])
 
     def write(self, step: int, reports: dict[tuple[int, int], Report]):
         """Append a line to each log; `reports` by job number and layer."""
         for number, log in enumerate(self.opened):
             own = {f"layer{layer}": report for (job, layer), report in reports.items() if job == number}
-            log.write(json.dumps(line(step, self.work.seconds(), own)).encode() + b"\n")
+            found = line(step, self.work.seconds(), own)
+            log.write(json.dumps(found).encode() + b"\n")
             log.flush()
+            if self.trackers:
+                self.trackers[number].log(flat(found), step)
 
     def sync(self):
         """Return when all lines would outlast a power cut."""
@@ -53,6 +61,8 @@ class Logs:
         self.sync()
         for log in self.opened:
             log.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 def line(step: int, seconds: float, reports: dict[str, Report]) -> Line:
@@ -70,6 +80,14 @@ def line(step: int, seconds: float, reports: dict[str, Report]) -> Line:
         "dead_fraction": by_layer("dead_fraction"),
         "lr": by_layer("lr"),
     }
+
+
+def flat(line: Line) -> dict[str, int | float]:
+    """A line's numbers by name ("fvu/layer11"), as trackers take them; what is NaN is left out."""
+    found: dict[str, int | float] = {"tokens": line["tokens"], "seconds": line["seconds"]}
+    for field in ("loss", "fvu", "dead_fraction", "lr"):
+        found |= {f"{field}/{layer}": value for layer, value in line[field].items() if value is not None}
+    return found
 
 
 def rewind(file: Path, done: int):

@@ -41,6 +41,8 @@ class Work(NamedTuple):
     sae: str | None  # the folder of given SAEs; None: train
     started: float  # the monotonic time at which it would have started, had it never been interrupted
 
+    tracker: str | None = None  # where the reports of the training are sent besides
+
     def judged(self) -> Bool[np.ndarray, " sample"]:
         """The samples that the scores are of: those held out, or all where they are too few to hold any out."""
         return self.held_out if self.held_out.any() else ~self.held_out
