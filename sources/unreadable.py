@@ -21,7 +21,7 @@ def find_unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str
     The list is kept in the user's cache under a key made of ids, sizes and dates, so that the text run leaves out
     what the image run did, and twenty encoders do not scan the same pictures twenty times.
     """
-    path = _cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
+    path = cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def _why_unreadable(read: Read, sample: Sample) -> str | None:
     return None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shared-concepts"
 
 
