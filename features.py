@@ -7,7 +7,7 @@ layer11/features-00000.npz  scipy.sparse CSR float32 [rows, d_sae], rows in data
 layer11/cfg.json, layer11/sae_weights.safetensors    the SAE (sae.py)
 ```
 
-Folders of the original code (`layer11.pt`: dense half precision [n_samples, d_sae], no manifest) are read too.
+Folders of the original code are read too (original.py).
 """
 
 import contextlib
@@ -23,16 +23,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import original
 from plumbing import files
 from plumbing.errors import UserError
 
 FORMAT_VERSION = 2
 
 IDS_ONLY = (
-    1  # the older format: its fingerprint is of the ids alone, and is worked out again from the samples
+    1  # the older format, whose fingerprint is of the ids alone: it is worked out again from the samples
 )
-
-ORIGINAL = 0  # our number for a folder of the original code
 
 ROOT = Path("sae_features")
 
@@ -45,8 +44,6 @@ UNFINISHED = "unfinished.json"  # the mark of a command that is not done (traini
 Manifest = dict[str, Any]  # what run.json holds
 
 Csr = Any  # scipy.sparse.csr_array, float32 [row, d_sae]; scipy is imported only where rows are read
-
-Part = tuple[int, Callable[[], Csr]]  # the number of rows of a part file, and how to read it
 
 
 class Run(NamedTuple):
@@ -69,6 +66,19 @@ class Run(NamedTuple):
         """`fingerprint` of the samples; None for a run of the original, which does not name them."""
         return self.manifest["dataset"]["fingerprint"]
 
+    @property
+    def is_original(self) -> bool:
+        """Whether the original code recorded it."""
+        return self.manifest["format_version"] == original.FORMAT_VERSION
+
+    @property
+    def data_line(self) -> str:
+        """Its data set, where that lies, and its samples: what tells runs that are not comparable apart."""
+        dataset = self.manifest["dataset"]
+        place = (dataset.get("source") or {}).get("data_root")
+        rows = f"fingerprint {self.fingerprint[:12]}" if self.fingerprint else "samples unknown"
+        return f"{dataset['name']}{f' at {place}' if place else ''} ({self.n_samples} samples, {rows})"
+
     def layer(self, number: int) -> str:
         """The layer folder of a number that a user typed; negative ones count from the last recorded layer."""
         name = self.layers[number] if -len(self.layers) <= number < 0 else f"layer{number}"
@@ -86,9 +96,9 @@ class Run(NamedTuple):
         With `rows`, yield only those rows; files that hold none of them are not read.
         """
         first, last, _ = rows.indices(self.n_samples)
-        parts = _original_parts if self.manifest["format_version"] == ORIGINAL else _parts
+        read_parts = original.parts if self.is_original else _parts
         start = 0
-        for count, read in parts(self.path, layer):
+        for count, read in read_parts(self.path, layer):
             inside = slice(max(first - start, 0), min(last - start, count))
             if inside.start < inside.stop:
                 block = read() if inside == slice(0, count) else read()[inside]
@@ -121,8 +131,7 @@ class Run(NamedTuple):
 
     def samples(self) -> list[dict[str, str]]:
         """A dict with `id`, `image` and `caption` for each row; empty for a run of the original."""
-        original = self.manifest["format_version"] == ORIGINAL
-        return [] if original else _read_samples(self.path, self.n_samples)
+        return [] if self.is_original else _read_samples(self.path, self.n_samples)
 
 
 def run_names() -> list[str]:
@@ -132,16 +141,17 @@ def run_names() -> list[str]:
 
 def is_whole(path: Path) -> bool:
     """Whether a folder holds a finished run."""
-    return (path / MANIFEST).is_file() or _is_original(path)
+    if (path / MANIFEST).is_file():
+        return True
+    return not (path / UNFINISHED).exists() and bool(original.layers(path))
 
 
 def open_run(name: str) -> Run:
     """Open a recorded run. Errors: no such run, or one that is incomplete, damaged or of another format."""
     path = run_path(name)
-    if (path / MANIFEST).is_file():
-        return Run(path.name, path, _read_manifest(path))
-    if _is_original(path):
-        return Run(path.name, path, _original_manifest(path))
+    if is_whole(path):
+        found = (path / MANIFEST).is_file()
+        return Run(path.name, path, _read_manifest(path) if found else original.manifest(path))
     if path.is_dir():
         raise UserError(
             f"run {path.name!r} is incomplete ({path / MANIFEST} is missing): give its train command again to finish it"
@@ -182,16 +192,9 @@ def check_aligned(runs: list[Run]):
         same = other.fingerprint in (None, known[0].fingerprint)
         if other.n_samples != known[0].n_samples or not same:
             raise UserError(
-                f"runs {known[0].name!r} and {other.name!r} are not comparable: {_data_line(known[0])} against "
-                f"{_data_line(other)}; record both on the same --dataset, --data_root and --limit"
+                f"runs {known[0].name!r} and {other.name!r} are not comparable: {known[0].data_line} against "
+                f"{other.data_line}; record both on the same --dataset, --data_root and --limit"
             )
-
-
-def _data_line(run: Run) -> str:
-    dataset = run.manifest["dataset"]
-    place = (dataset.get("source") or {}).get("data_root")
-    rows = f"fingerprint {run.fingerprint[:12]}" if run.fingerprint else "samples unknown"
-    return f"{dataset['name']}{f' at {place}' if place else ''} ({run.n_samples} samples, {rows})"
 
 
 def write_samples(path: Path, samples: list[dict[str, str]]):
@@ -246,22 +249,23 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _check_manifest(path: Path, manifest: Manifest):
     """Refuse a manifest in which what every reader needs is missing or of another type."""
+
+    def holds_texts(key: str, *names: str) -> bool:
+        entry = manifest.get(key)
+        return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in names)
+
     layers, n_samples = manifest.get("layers"), manifest.get("n_samples")
     right = {
         "layers": isinstance(layers, list) and bool(layers) and all(isinstance(name, str) for name in layers),
         "n_samples": type(n_samples) is int and n_samples > 0,
-        "dataset": _holds_texts(manifest.get("dataset"), "name", "fingerprint"),
-        "encoder": _holds_texts(manifest.get("encoder"), "model", "checkpoint", "modality"),
+        "dataset": holds_texts("dataset", "name", "fingerprint"),
+        "encoder": holds_texts("encoder", "model", "checkpoint", "modality"),
     }
     if wrong := [key for key, is_right in right.items() if not is_right]:
         raise UserError(
             f"{path / MANIFEST} is damaged ({', '.join(wrong)}: missing, or not of its type); record the run again "
             "with --overwrite"
         )
-
-
-def _holds_texts(entry: object, *keys: str) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
 
 
 def write_part(path: Path, layer: str, number: int, features: Csr):
@@ -274,7 +278,8 @@ def write_part(path: Path, layer: str, number: int, features: Csr):
         scipy.sparse.save_npz(temporary, features.astype("float32"), compressed=False)
 
 
-def _parts(path: Path, layer: str) -> Iterator[Part]:
+def _parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Csr]]]:
+    """Yield the number of rows of each part file, and how to read it."""
     for part in sorted((path / layer).glob("features-*.npz")):
         yield _n_rows(part), functools.partial(read_part, part)
 
@@ -300,46 +305,3 @@ def _naming_damage(part: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error
-
-
-def _is_original(path: Path) -> bool:
-    return path.is_dir() and not (path / UNFINISHED).exists() and bool(_original_layers(path))
-
-
-def _original_layers(path: Path) -> list[str]:
-    """The original's files `layer0.pt`, `layer1.pt`, … in depth order; `layer-1.pt` is the last layer."""
-    numbers = [re.fullmatch(r"layer(-?\d+)\.pt", file.name) for file in path.glob("layer*.pt")]
-    found = [int(match[1]) for match in numbers if match]
-    return [f"layer{number}" for number in sorted(found, key=lambda number: (number < 0, number))]
-
-
-def _original_manifest(path: Path) -> Manifest:
-    layers = _original_layers(path)
-    return {
-        "format_version": ORIGINAL,
-        "layers": layers,
-        "n_samples": len(_original_tensor(path, layers[0])),
-        "dataset": {"name": "data of the original code", "fingerprint": None},
-    }
-
-
-def _original_parts(path: Path, layer: str) -> Iterator[Part]:
-    import scipy.sparse
-
-    for block in _original_tensor(path, layer).split(PART_ROWS):
-        yield len(block), lambda block=block: scipy.sparse.csr_array(block.float().numpy())
-
-
-def _original_tensor(path: Path, layer: str):
-    import pickle
-
-    import torch
-
-    file = path / f"{layer}.pt"
-    try:
-        tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise UserError(f"{file} cannot be read as a tensor: {str(error).splitlines()[0]}") from error
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2:
-        raise UserError(f"{file} does not hold one tensor [n_samples, d_sae]")
-    return tensor
