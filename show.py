@@ -160,7 +160,7 @@ def write_report(arguments: Namespace) -> list[Path]:
 
     command = shlex.join(["uv", "run", "show.py", *arguments.words])
     kept, pixels = Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE
-    report.write_report(file, runs, {}, command, arguments.data_root, kept, pixels, AT_LEAST)
+    report.write_report(file, runs, command, arguments.data_root, kept, pixels, AT_LEAST)
     print(file)
     return [file]
 

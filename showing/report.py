@@ -26,7 +26,7 @@ from comparing.results import Direction, number
 from comparing.sides import DEFAULTS, Sides
 from features import Run
 from plumbing import files
-from showing import sheets, trusted
+from showing import labels, sheets, trusted
 from showing.thumbnails import Thumbnails, thumbnails
 
 ROOM = Path(__file__).parent
@@ -83,14 +83,13 @@ class LayerMap(NamedTuple):
 def write_report(
     file: Path,
     runs: Sequence[Run],
-    names: Mapping[int, str],
     command: str,
     data_root: str | None,
     kept: Path,
     side: int,
     at_least: int,
 ):
-    """Write the page; the features that it shows are those of the first run's last layer, which `names` names.
+    """Write the page; the features that it shows are those of the first run's last layer.
 
     `kept` is the folder of thumbnails of `side` pixels, `at_least` the samples that a shown feature is active on.
     """
@@ -120,7 +119,7 @@ def write_report(
         held_out=any(one.wmppc["last_layer"].held_out is not None for one in found.values()),
         trust=trust(list(found.values())),
         maps=layer_maps(runs, found),
-        lists=lists(runs, sides, names, data.reopen(runs[0], data_root), kept, side, at_least),
+        lists=lists(runs, sides, data.reopen(runs[0], data_root), kept, side, at_least),
     )
     files.write_text(file, text)
 
@@ -247,7 +246,6 @@ class Shown(NamedTuple):
 def lists(
     runs: Sequence[Run],
     sides: Sides,
-    names: Mapping[int, str],
     pairs: data.Pairs,
     kept: Path,
     side: int,
@@ -264,6 +262,7 @@ def lists(
         for one in sheets.highest(codes, sorted({i for _, _, some in chosen for i in some}), PICTURES)
     }
     rows = {row for one in found.values() for row in one.rows.tolist()}
+    names = labels.names_of(run, own.name, codes, pairs.captions)
     shown = Shown(run, codes, run.samples(), pairs, thumbnails(pairs, kept, rows, side), names, shared)
     return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
 

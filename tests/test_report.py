@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import show
 from comparing import compare
 
 HOSTILE = ["</script><script>fired()</script>", '"><img src=x onerror=fired()>', "כלב שחור", "word " * 2000]
+NAME = "<img src=x onerror=fired()>"  # a person's, of a feature
 
 
 class Page(HTMLParser):
@@ -85,11 +87,13 @@ def test_the_report_of_two_runs(here, capsys):
 
 def test_what_a_data_set_says_is_text_and_nothing_is_asked_of_the_network(here):
     two_runs(here, 300)
+    Path("sae_features/A/labels.csv").write_text(f"layer,feature,name,by\nlayer1,2,{NAME},me\n")
     (file,) = show.main(["--report", "A", "B"])
     page = Page(file)
     assert file.name == "report-A.html"
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "link", "iframe"})
     assert HOSTILE[0] in page.words
+    assert f"feature 2: {NAME}" in page.words
     assert "<b>cls" in page.words
     assert "word " * 50 in page.text
     assert "word " * 70 not in page.text  # 10,000 characters are cut
