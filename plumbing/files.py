@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ def is_full(error: OSError) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """The temporary name that a file is written under."""
-    return path.with_name(f".{path.name}.tmp{path.suffix}")
+    """A temporary name to write a file under; a new one each time, as several processes may write one file at once."""
+    return path.with_name(f".{path.name}.tmp{secrets.token_hex(4)}{path.suffix}")
 
 
 @contextlib.contextmanager
@@ -62,9 +63,9 @@ def write_text(path: Path, text: str):
 def write_again(path: Path, content: bytes):
     """Write whole or not at all what can be made again: nothing waits until it would outlast a power cut.
 
-    Several processes may write the same file. Error: the disk is full.
+    Error: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = beside(path)
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -101,8 +102,9 @@ def check_writable(path: Path):
     """Raise OSError where `replacing` could not write a file."""
     path = Path(os.path.realpath(path))
     if not path.exists() or path.is_file():
-        beside(path).touch()
-        beside(path).unlink(missing_ok=True)
+        temporary = beside(path)
+        temporary.touch()
+        temporary.unlink(missing_ok=True)
 
 
 def write_state(file: Path, header: Mapping[str, object], tensors: "dict[str, Tensor]"):

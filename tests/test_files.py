@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -29,6 +30,23 @@ def test_a_file_is_written_through_its_link_and_into_a_pipe(tmp_path):
     assert (tmp_path / "file").read_text() == "text"
     files.write_text(Path(os.devnull), "text")
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("inner_fails", [False, True])
+def test_two_writers_of_one_file_do_not_meet(tmp_path, inner_fails):
+    """Each writes whole what it has, and neither touches what the other has not finished."""
+    target = tmp_path / "scores.json"
+    with files.replacing(target) as first:
+        first.write_text("first, ")
+        with contextlib.suppress(ZeroDivisionError), files.replacing(target) as second:
+            second.write_text("second")
+            1 / (not inner_fails)
+        assert target.exists() is not inner_fails
+        with first.open("a") as file:
+            file.write("whole")
+        assert first.suffix == second.suffix == ".json"  # by which numpy and matplotlib tell the kind
+    assert target.read_text() == "first, whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
 def test_a_state_on_a_full_disk_is_the_systems_error(tmp_path):
