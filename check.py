@@ -46,7 +46,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--sheet", type=picture, metavar="FILE.png", help="contact sheet (imgs/data_NAME.png)"
     )
     parser.add_argument("--json", type=output, metavar="FILE", help="write what a data set holds there")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    require_use(arguments)
+    return arguments
+
+
+def require_use(arguments: argparse.Namespace):
+    """Refuse flags that nothing would heed: an encoder's without an encoder, a data set's without a data set."""
+    encoder = arguments.encoder or arguments.model
+    if arguments.blocks and not encoder:
+        raise UserError(f"--blocks {arguments.blocks} is of an encoder: add --encoder CHECKPOINT")
+    for flag in ("sheet", "json"):
+        if getattr(arguments, flag) and not arguments.dataset:
+            raise UserError(f"--{flag} {getattr(arguments, flag)} is of a data set: add --dataset NAME")
 
 
 def open_data(arguments: argparse.Namespace) -> data.Pairs:

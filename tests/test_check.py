@@ -128,8 +128,20 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
     assert tile.std() > 20  # the picture is there
 
 
-def test_the_script_reports_a_mistake_in_one_line(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "imagenet"], "imagenet"),
+        (["--blocks", "encoder.layer"], "--blocks encoder.layer is of an encoder: add --encoder CHECKPOINT"),
+        (["--sheet", "held.png"], "--sheet held.png is of a data set: add --dataset NAME"),
+        (["--encoder", "toyworld/weights/clip", "--json", "held.json"], "add --dataset NAME"),
+    ],
+)
+def test_the_script_reports_a_mistake_in_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        check.main(["--dataset", "imagenet"])
+        check.main(words)
     assert left.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
