@@ -87,5 +87,7 @@ def _read(file: Path) -> Objects:
         raise UserError(
             f"{file} is not a COCO file of objects ({reason(why)}): mend it, or move it away"
         ) from why
-    texts = (np.array([str(text) for text in found], dtype=np.str_) for found in (pictures, names.values()))
-    return Objects(*texts, np.array(places, int).reshape(-1, 2))
+    ids, texts = (
+        np.array([str(text) for text in found], dtype=np.str_) for found in (pictures, names.values())
+    )
+    return Objects(ids, texts, np.array(places, int).reshape(-1, 2))
