@@ -11,9 +11,20 @@
 
   const file = (row) => `thumbs/${explorer.padded(Math.floor(row / 1000), 3)}/${explorer.padded(row, 6)}.jpg`;
 
+  let paint = null;
+
+  /* After the next frame: pictures are shown first, then the files of captions are read, of which there may be many. */
+  function painted() {
+    paint = paint || new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    return paint.then(() => {
+      paint = null;
+    });
+  }
+
   /* The caption of a row, when its file has come; "" where it does not. */
-  function caption(row) {
+  async function caption(row) {
     const size = explorer.meta.caption_chunk;
+    await painted();
     return explorer.load(`captions/${Math.floor(row / size)}`).then((all) => all[row % size] || "", () => "");
   }
 
