@@ -13,8 +13,9 @@
   /* A run's name, its encoder and what was recorded of it, beside all of its layers. */
   function runCell(run) {
     const { model, checkpoint } = run.encoder;
-    const encoder = checkpoint && checkpoint !== model ? `${model}, ${checkpoint}` : model;
-    const recorded = `${run.modality} · ${run.token} · ${run.activation} · k\u00a0=\u00a0${run.k}`;
+    const encoder = [...new Set([model, checkpoint])].filter(known).join(", ");
+    const k = known(run.k) ? `k\u00a0=\u00a0${run.k}` : null;
+    const recorded = [run.modality, run.token, run.activation, k].filter(known).join(" · ");
     const attributes = { scope: "rowgroup", rowspan: run.layers.length, dir: "auto" };
     return el("th", attributes, run.name, small(encoder), small(recorded));
   }

@@ -21,7 +21,7 @@
     const own = [["name", "Name"], ["feature", "Number"], ["count", "Active on"], ["mean", "Mean activation"]];
     const others = table.others.map(({ slug, name }) => [`in:${slug}`, `In ${name}`]);
     const groups = [["delta", "Delta"], ["status", "Status"]].filter(([key]) => table.columns[key]);
-    return [...own, ...others, ...groups];
+    return [...own, ...groups, ...others];
   }
 
   function sortBy(key) {
@@ -42,13 +42,12 @@
     const layer = columns.partner_layer[slug];
     const name = explorer.nameOf(slug, layer, partner) || `no word (${partner})`;
     const link = el("a", { href: explorer.featureLink(slug, layer, partner), dir: "auto" }, name);
-    return el(
-      "td",
-      { class: "partner" },
+    const scores = [
       known(rho) ? el("strong", null, explorer.r(rho)) : el("span", { class: "faint" }, "too rare"),
-      known(rho) && known(floor) ? el("span", { class: "faint" }, ` chance ${explorer.r(floor)}`) : null,
-      partner >= 0 ? el("span", { class: "block" }, link) : null,
-    );
+      known(rho) && known(floor) ? el("span", { class: "faint" }, ` chance\u00a0${explorer.r(floor)}`) : null,
+    ];
+    const named = partner >= 0 ? el("span", { class: "block" }, link) : null;
+    return el("td", { class: "partner" }, el("span", { class: "scores" }, scores), named);
   }
 
   /* How a feature came by its name, in few words. */
@@ -57,7 +56,7 @@
     const by = columns.by[index];
     const r = `r\u00a0${explorer.r(columns.score[index])}`;
     if (by === "captions") return `captions, ${r}`;
-    return by === "partner" ? `from its partner, ${r}` : `by ${by}`;
+    return by === "partner" ? `its partner, ${r}` : `by ${by}`;
   }
 
   function starred() {
@@ -90,9 +89,9 @@
       number(String(columns.feature[index])),
       number(explorer.percent(count / explorer.meta.n_samples), small(explorer.whole(count))),
       number(explorer.activation(columns.mean[index])),
-      table.others.map((other) => partnerCell(table, index, other)),
       columns.delta ? number(explorer.activation(columns.delta[index])) : null,
       columns.status ? el("td", { class: "status", dir: "auto" }, columns.status[index] || "–") : null,
+      table.others.map((other) => partnerCell(table, index, other)),
     );
   }
 
