@@ -39,6 +39,8 @@ PART_ROWS = 4096  # rows of one features-*.npz: the most that a killed recording
 
 MANIFEST = "run.json"
 
+RANDOM_SAE = "random"  # `recipe` of a run whose SAEs are random dictionaries that were never trained
+
 UNFINISHED = "unfinished.json"  # the mark of a command that is not done (training/unfinished.py)
 
 Manifest = dict[str, Any]  # what run.json holds

@@ -2,15 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import features
 from comparing.results import Comparison, Control, Direction, Reference, Score
 from comparing.trust import attenuation, seed_reference
 from plumbing.errors import UserError
 from plumbing.processes import team
-
-RANDOM_SAE = "random"  # `--sae random`: a frozen random dictionary
 
 Compared = Callable[[features.Run, features.Run], Comparison]
 
@@ -73,20 +71,23 @@ def _by_band(bands: dict[str, float] | None, own: dict[str, float] | None) -> di
     return {band: share / own[band] for band, share in (bands or {}).items() if own.get(band, 0) > 0}
 
 
-def _control(source: features.Run, target: features.Run, compared: Compared) -> tuple[str, Direction] | None:
+def _control(
+    source: features.Run, target: features.Run, compared: Compared
+) -> tuple[features.Run, Direction] | None:
     """The score with the target's random version in its place, or, where there is none, with the source's."""
     for run in (target, source):
         control = control_of(run)
         if control is not None and control.name not in (source.name, target.name):
             pair = (source, control) if run is target else (control, target)
-            return control.name, compared(*pair).forward
+            return control, compared(*pair).forward
     return None
 
 
-def _as_control(found: tuple[str, Direction], scope: str) -> Control:
-    name, direction = found
+def _as_control(found: tuple[features.Run, Direction], scope: str) -> Control:
+    run, direction = found
     score = direction.wmppc[scope]
-    return Control(name, score.held_out, (score.coverage or {}).get("0.3"), score.discovered)
+    coverage = (score.coverage or {}).get("0.3")
+    return Control(run.name, score.held_out, coverage, score.discovered, _random(run))
 
 
 def other_seed(run: features.Run) -> features.Run | None:
@@ -107,10 +108,10 @@ def other_seed(run: features.Run) -> features.Run | None:
 
 
 def control_of(run: features.Run) -> features.Run | None:
-    """A run of the same encoder with random weights, or with a random dictionary, on the same samples."""
-    if _is_control(run) or not _encoder(run):
+    """A run of the same encoder with random weights on the same samples; else one with a random dictionary."""
+    if _random(run) is not None or not _encoder(run):
         return None
-    randoms = [other for other in _others(run) if _is_control(other) and _same_samples(run, other)]
+    randoms = [other for other in _others(run) if _random(other) is not None and _same_samples(run, other)]
     fitting = []
     for other in randoms:
         own, its = (one.manifest["encoder"] for one in (run, other))
@@ -121,7 +122,9 @@ def control_of(run: features.Run) -> features.Run | None:
                 note(
                     f"run {other.name!r} has another checkpoint or layer than {run.name!r}: no control of it"
                 )
-    return min(fitting, key=lambda other: (_seed(other) != _seed(run), other.name), default=None)
+    return min(
+        fitting, key=lambda other: (_random(other), _seed(other) != _seed(run), other.name), default=None
+    )
 
 
 def _others(run: features.Run) -> Iterator[features.Run]:
@@ -152,16 +155,20 @@ def _encoder(run: features.Run) -> dict[str, Any]:
     return run.manifest.get("encoder") or {}
 
 
-def _is_control(run: features.Run) -> bool:
+def _random(run: features.Run) -> Literal["encoder", "sae", None]:
+    """What of a run is random and never trained."""
+    if _encoder(run).get("random_weights") is not None:
+        return "encoder"
     training = run.manifest.get("training") or {}
-    return _encoder(run).get("random_weights") is not None or training.get("sae") == RANDOM_SAE
+    return "sae" if training.get("recipe") == features.RANDOM_SAE else None
 
 
 def _sae(run: features.Run) -> list[Any]:
     manifest = run.manifest
     training = manifest.get("training") or {}
     sae = (manifest.get("sae") or {}).get(run.layers[-1])
-    return [run.layers, manifest.get("token"), manifest.get("activation"), sae, training.get("sae")]
+    own = [training.get("sae"), training.get("recipe")]
+    return [run.layers, manifest.get("token"), manifest.get("activation"), sae, *own]
 
 
 def _seed(run: features.Run) -> int | None:

@@ -1,7 +1,7 @@
 """What a comparison returns: scores with their floors, and both directions of a pair."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,13 @@ def metric(text: str) -> str:
 
 
 class Control(NamedTuple):
-    """A run of random weights (or of a random SAE): its held-out score, C(.3), and share of features beyond chance."""
+    """A run whose encoder, or else whose SAE, is random: its held-out score, C(.3), share of features beyond chance."""
 
     run: str
     held_out: float | None
     coverage: float | None
     discovered: float | None
+    random: Literal["encoder", "sae"] | None = None
 
 
 class Reference(NamedTuple):

@@ -28,7 +28,12 @@ MEANINGS = {
     "95 %": "the interval of held out, over samples; not over seeds of the SAEs",
     "C(.3)": "share of the activation in features with a held-out correlation of at least .3; C(.5): of at least .5",
     "of seeds": "C(.3) over that of the target's own SAE from another seed: a reference, which can be passed, no upper bound",
-    "control": "held out / C(.3) with an encoder of random weights in place of one that is trained",
+    "control": "held out / C(.3) with a random encoder, or a random SAE, in place of one that is trained",
+}
+
+CONTROLS = {  # what a control still has, by what of it is random
+    "encoder": "random weights still tell pictures apart by colour, and captions by their words",
+    "sae": "a dictionary that was drawn at random and never trained, on the trained encoder's activations",
 }
 
 
@@ -111,8 +116,8 @@ def references(directions: tuple[Direction, ...]) -> Iterator[str]:
                 words = "held out over the square root of both sides' own seeds"
                 yield f"  {words}, {d.source} -> {d.target}: {number(of_both)}"
     controls = [score.control for d in directions for score in d.wmppc.values() if score.control is not None]
-    for run in dict.fromkeys(control.run for control in controls):
-        yield f"control: {run}; random weights still tell pictures apart by colour, and captions by their words"
+    for run, random in dict.fromkeys((control.run, control.random) for control in controls):
+        yield f"control: {run}; {CONTROLS[random or 'encoder']}"
 
 
 def reads(directions: tuple[Direction, ...]) -> Iterator[str]:
@@ -245,7 +250,7 @@ def trusted_csv(directions: tuple[Direction, ...], metrics: list[str]) -> str:
 def csv_cells(score: Score, thresholds: list[str]) -> list:
     coverage = score.coverage or {}
     low, high = score.interval or (None, None)
-    control = score.control or (None, None, None, None)
+    control = score.control or (None, None, None)
     found = [score.value, score.floor, score.adjusted, score.held_out, low, high]
     return [
         *found,

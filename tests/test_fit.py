@@ -13,7 +13,7 @@ import features
 from plumbing import files
 from plumbing.errors import UserError
 from sae import TopKSAE
-from training import fit, plan, resume, trainer
+from training import fit, plan, record, resume, trainer
 from training.settings import Settings
 
 
@@ -23,6 +23,24 @@ def test_training_learns(train):
     assert long.manifest["fvu"]["layer0"] < 0.5 * short.manifest["fvu"]["layer0"]
     decoder = TopKSAE.load(long.path / "layer0").W_dec
     torch.testing.assert_close(decoder.norm(dim=1), torch.ones(24))
+
+
+def test_a_random_dictionary_is_frozen_and_its_recording_resumes(train, monkeypatch):
+    words = {"recipe": features.RANDOM_SAE, "seeds": (0, 1), "top_k": (2, 3), "layers": [0]}
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "total_scores", lambda qualities: 1 / 0)  # after the last part file
+        with pytest.raises(ZeroDivisionError):
+            train(runname="random", **words)
+    runs = train(runname="random", **words)
+    assert [run.name for run in runs] == [f"random_k{k}_seed{seed}" for seed in (0, 1) for k in (2, 3)]
+    assert [run.manifest["sae"]["layer0"]["k"] for run in runs] == [2, 3, 2, 3]
+    for run, alone in zip(runs, train(runname="alone", **words), strict=True):
+        training = run.manifest["training"]
+        assert training["recipe"] == "random"
+        drawn = TopKSAE(8, 24, training["top_k"], 1000 * training["seed"]).W_dec
+        torch.testing.assert_close(TopKSAE.load(run.path / "layer0").W_dec, drawn)
+        np.testing.assert_array_equal(run.load("layer0").toarray(), alone.load("layer0").toarray())
+        assert (np.diff(run.load("layer0").indptr) == training["top_k"]).all()
 
 
 def test_held_out_samples_and_padding_never_train(tmp_path, monkeypatch):

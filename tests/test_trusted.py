@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 from runs import make_run
 
+import features
 import wmppc
 from comparing import trust
 from comparing.clusters import clusters
@@ -205,8 +206,19 @@ def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(caps
     seeded("random", 0, 0, codes(7, 20)[::-1].copy(), encoder=encoder(random_weights=0))
     control = wmppc.main(PAIR)[0].wmppc["last_layer"].control
     alone = wmppc.main(["--source", "A", "--target", "random"])[0].wmppc["last_layer"]
-    assert control == ("random", alone.held_out, alone.coverage["0.3"], alone.discovered)
+    assert control == ("random", alone.held_out, alone.coverage["0.3"], alone.discovered, "encoder")
     assert wmppc.main(["--source", "B", "--target", "A"])[0].wmppc["last_layer"].control.run == "random"
+
+
+def test_a_run_of_a_random_dictionary_is_a_control_and_no_other_seed(capsys):
+    make_run("A", {"layer0": codes(1)})
+    seeded("B", 0, 0, codes(2), encoder=encoder())
+    training = {"seed": 1, "data_seed": 1, "recipe": features.RANDOM_SAE}
+    make_run("drawn", {"layer0": codes(7, 20)[::-1].copy()}, training=training, encoder=encoder(), **SAE)
+    found = wmppc.main(PAIR)[0]
+    assert found.reference is None
+    assert found.wmppc["last_layer"].control[::4] == ("drawn", "sae")
+    assert "control: drawn; a dictionary that was drawn at random" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -41,11 +41,12 @@ def fit(work: Work, checkpoint_every: float) -> list[dict[int, TopKSAE]]:
     plan = training_plan(work.held_out, work.jobs[0].settings)
     standard, batch_tokens = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)
-    cache = open_cache(work, standard)
-    train_on_all(work, plan, standard, trainers, cache, Clock(checkpoint_every))
-    if cache:
-        cache.sync()  # in every process, before the first one removes the only checkpoint
-        cache.close()
+    if RECIPES[work.jobs[0].settings.recipe].trained:
+        cache = open_cache(work, standard)
+        train_on_all(work, plan, standard, trainers, cache, Clock(checkpoint_every))
+        if cache:
+            cache.sync()  # in every process, before the first one removes the only checkpoint
+            cache.close()
     saes = folded(work, trainers, standard)
     save_saes(work, saes)
     return saes

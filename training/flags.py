@@ -33,7 +33,10 @@ LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
 }
 
 RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
-    "--sae": {"metavar": "DIR", "help": "record with these SAEs (SAELens' layout), train none"},
+    "--sae": {
+        "metavar": "DIR",
+        "help": "record with these SAEs (SAELens' layout), train none; random: with a frozen random dictionary, a control",
+    },
     "--checkpoint_every": {
         "type": above_zero,
         "default": 60.0,
@@ -62,7 +65,7 @@ def run(
     pairs = data.open_pairs(**chosen(arguments, data.FLAGS))
     name = arguments.runname or default_name(
         arguments.model, arguments.checkpoint, arguments.random_weights, pairs.name
-    )
+    ) + "_random-sae" * (arguments.recipe == features.RANDOM_SAE)
     variants = variants_of(arguments, name)
     check_names(variants, arguments.sae, arguments.overwrite)
 
@@ -95,6 +98,10 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
     arguments = parser.parse_args(words)
     arguments.command = [script, *words]
     choose_encoder(arguments, rows, default_model)
+    if arguments.sae == features.RANDOM_SAE:
+        arguments.sae, arguments.recipe = None, features.RANDOM_SAE
+    if arguments.recipe == features.RANDOM_SAE and (arguments.sae or arguments.lr or arguments.epochs > 1):
+        raise UserError("--sae random trains nothing: leave --lr, --epochs and a folder of SAEs out")
     if arguments.sae and (len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor):
         raise UserError(
             "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"

@@ -95,12 +95,12 @@ def costs(work: Work) -> dict[str, object]:
 
 def cautions(manifest: features.Manifest) -> list[str]:
     """Warnings about layers whose scores are bad or would mislead, a line each."""
-    lines = []
+    lines, training = [], manifest["training"]
     for field, tokens in (("fvu", "all tokens"), ("fvu_recorded", "the recorded tokens")):
         if bad := [layer for layer, fvu in manifest[field].items() if (fvu or 0) > 1]:
-            cause = (
-                "is --sae of this encoder and these layers?" if manifest["training"]["sae"] else "lower --lr"
-            )
+            cause = "is --sae of this encoder and these layers?" if training["sae"] else "lower --lr"
+            if training.get("recipe") == features.RANDOM_SAE:
+                cause = "a random dictionary need not fit"
             lines.append(
                 f"{', '.join(bad)}: an FVU of {tokens} above 1 is worse than their mean: "
                 + (cause if field == "fvu" else "the SAE does not fit what is recorded")

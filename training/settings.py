@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TypedDict, TypeVar, Unpack
 
+from features import RANDOM_SAE
 from plumbing.commandline import Flags, above_zero, natural, positive
 from plumbing.errors import UserError
 
@@ -45,7 +46,9 @@ class Settings:
         "peak learning rate; by default set by the SAE's width and the number of steps",
         type=above_zero,
     )
-    recipe: str = setting("ours", "how SAEs are trained", choices=("ours", "original"))
+    recipe: str = setting(
+        "ours", "how SAEs are trained; random: not at all", choices=("ours", "original", RANDOM_SAE)
+    )
     precision: str = setting(
         "float32", "precision of the SAEs' matrix products", choices=("float32", "bfloat16")
     )

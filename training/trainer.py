@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from features import RANDOM_SAE
 from plumbing.processes import add_up
 from sae import TopKSAE
 
@@ -22,6 +23,7 @@ class Recipe(NamedTuple):
     lr: float | None  # None: `default_lr`
     beta2: float  # Adam's memory of squared gradients
     b_dec_lr: float  # the learning rate of b_dec, as a share of that of the other weights
+    trained: bool = True  # False: the initial weights are recorded with, a control
 
 
 RECIPES = {
@@ -50,6 +52,7 @@ RECIPES = {
         b_dec_lr=1.0,
     ),
 }
+RECIPES[RANDOM_SAE] = RECIPES["ours"]._replace(trained=False)
 
 SHORT_RUN, MOST_FASTER = 4000, 5.0  # fewer steps than this get a higher learning rate, at most so many times
 
