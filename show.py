@@ -159,8 +159,8 @@ def write_report(arguments: Namespace) -> list[Path]:
     from showing import report, thumbnails  # after what can be said without numba
 
     command = shlex.join(["uv", "run", "show.py", *arguments.words])
-    kept, pixels = Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE
-    report.write_report(file, runs, command, arguments.data_root, kept, pixels, AT_LEAST)
+    pictures = report.Pictures(arguments.data_root, Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE)
+    report.write_report(file, runs, pictures, AT_LEAST, command)
     print(file)
     return [file]
 

@@ -80,34 +80,23 @@ class LayerMap(NamedTuple):
     highest: str
 
 
-def write_report(
-    file: Path,
-    runs: Sequence[Run],
-    command: str,
-    data_root: str | None,
-    kept: Path,
-    side: int,
-    at_least: int,
-):
-    """Write the page; the features that it shows are those of the first run's last layer.
+class Pictures(NamedTuple):
+    """Where a page's pictures come from: `data_root` if they have moved, and `kept`, the folder of thumbnails of
+    `side` pixels."""
 
-    `kept` is the folder of thumbnails of `side` pixels, `at_least` the samples that a shown feature is active on.
-    """
+    data_root: str | None
+    kept: Path
+    side: int
+
+
+def write_report(file: Path, runs: Sequence[Run], pictures: Pictures, at_least: int, command: str):
+    """Write the page. Its features are of the first run's last layer, and active on `at_least` samples."""
     features.check_aligned(list(runs))
     sides = Sides(runs, Reader(), DEFAULTS)
-    pairs = itertools.combinations({run.name: run for run in runs}.values(), 2)
-    both = [with_references(run, other, ("wmppc",), sides) for run, other in pairs]
+    both = [with_references(*pair, ("wmppc",), sides) for pair in itertools.combinations(runs, 2)]
     found = {(one.source, one.target): one for pair in both for one in pair}
-    style = (ROOM / "report.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("report.html.j2").render(
-        title=f"What {runs[0].name} has in common with {_listed([run.name for run in runs[1:]])}"
-        if len(runs) > 1
-        else f"What {runs[0].name} responds to",
-        style=Markup(style),  # our own file: nothing in it is a user's
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    text = rendered(
+        title=titled([run.name for run in runs]),
         first=runs[0],
         dataset=runs[0].manifest["dataset"]["name"],
         made=datetime.date.today().isoformat(),
@@ -119,9 +108,27 @@ def write_report(
         held_out=any(one.wmppc["last_layer"].held_out is not None for one in found.values()),
         trust=trust(list(found.values())),
         maps=layer_maps(runs, found),
-        lists=lists(runs, sides, data.reopen(runs[0], data_root), kept, side, at_least),
+        lists=lists(runs, sides, pictures, at_least),
     )
     files.write_text(file, text)
+
+
+def rendered(**values: object) -> str:
+    """The page's text, everything in `values` escaped; its policy allows its own style, by hash, and its pictures."""
+    style = (ROOM / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("report.html.j2")
+    return template.render(style=Markup(style), style_hash=digest, **values)
+
+
+def titled(names: list[str]) -> str:
+    """The page's title."""
+    if len(names) == 1:
+        return f"What {names[0]} responds to"
+    return f"What {names[0]} has in common with {_listed(names[1:])}"
 
 
 def described(run: Run) -> dict[str, object]:
@@ -220,7 +227,6 @@ class Shown(NamedTuple):
     run: Run
     codes: csr_array
     samples: list[dict[str, str]]
-    pairs: data.Pairs
     small: Thumbnails
     names: Mapping[int, str]
     shared: dict[str, Presence]
@@ -243,27 +249,23 @@ class Shown(NamedTuple):
         return Shot(f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}", caption)
 
 
-def lists(
-    runs: Sequence[Run],
-    sides: Sides,
-    pairs: data.Pairs,
-    kept: Path,
-    side: int,
-    at_least: int,
-) -> list[Cards]:
+def lists(runs: Sequence[Run], sides: Sides, pictures: Pictures, at_least: int) -> list[Cards]:
     """The features of the first run that all other runs have most, and those that none has; else the most active."""
-    run, others = runs[0], [run for run in runs[1:] if run.name != runs[0].name]
-    own, codes = Layer(run, run.layers[-1]), run.load(run.layers[-1])
+    run, others = runs[0], runs[1:]
+    own, codes, pairs = (
+        Layer(run, run.layers[-1]),
+        run.load(run.layers[-1]),
+        data.reopen(run, pictures.data_root),
+    )
     enough = sides.clusters(*runs).n >= FEWEST
     shared = {other.name: presence(own, Layer(other, other.layers[-1]), sides) for other in others if enough}
     chosen = choices(codes, shared, at_least)
-    found = {
-        one.feature: one
-        for one in sheets.highest(codes, sorted({i for _, _, some in chosen for i in some}), PICTURES)
-    }
+    wanted = sorted({feature for _, _, some in chosen for feature in some})
+    found = {one.feature: one for one in sheets.highest(codes, wanted, PICTURES)}
     rows = {row for one in found.values() for row in one.rows.tolist()}
+    small = thumbnails(pairs, pictures.kept, rows, pictures.side)
     names = labels.names_of(run, own.name, codes, pairs.captions)
-    shown = Shown(run, codes, run.samples(), pairs, thumbnails(pairs, kept, rows, side), names, shared)
+    shown = Shown(run, codes, run.samples(), small, names, shared)
     return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
 
 
