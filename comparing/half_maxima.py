@@ -19,7 +19,7 @@ np.empty(0), np.empty(0, np.int64)
 
 @compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
-def _highest(r):
+def highest_of(r):
     highest = -2.0
     for j in range(r.size):
         highest = max(highest, r[j])
@@ -28,7 +28,7 @@ def _highest(r):
 
 @compiled()
 @no_type_check
-def _first_at(r, level):
+def first_at(r, level):
     for j in range(r.size):
         if r[j] >= level:
             return j
@@ -37,7 +37,7 @@ def _first_at(r, level):
 
 @compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
-def _to_r(products, n, mean, inverse_sd, target_mean, target_inverse_sd, r):
+def to_r(products, n, mean, inverse_sd, target_mean, target_inverse_sd, r):
     own, scale = mean * n, inverse_sd / max(n, 1.0)
     for j in range(r.size):
         r[j] = (products[j] - own * target_mean[j]) * (target_inverse_sd[j] * scale)
@@ -88,13 +88,13 @@ def _keep_split(feature, counts, n_counted, products, r, source, target, best, b
         for part in range(3 if counted else 1):
             stats, out = (t_mean[part, first:last], t_inverse_sd[part, first:last]), r[part, : last - first]
             own = n[part], mean[part, feature], inverse_sd[part, feature]
-            _to_r(products[part, first:last], *own, *stats, out)
-        best_every[feature] = max(best_every[feature], _highest(r[0, : last - first]))
+            to_r(products[part, first:last], *own, *stats, out)
+        best_every[feature] = max(best_every[feature], highest_of(r[0, : last - first]))
         _raise_floor(r[0, counted : last - first], back_every[first + counted : last])
         for part in range(3 if counted else 0):
-            highest = _highest(r[part, :counted]) if inverse_sd[part, feature] > 0 else -2.0
+            highest = highest_of(r[part, :counted]) if inverse_sd[part, feature] > 0 else -2.0
             if highest > best_rho[part, feature] + TIE:
-                place = _first_at(r[part, :counted], highest - TIE)
+                place = first_at(r[part, :counted], highest - TIE)
                 best_rho[part, feature], best_match[part, feature] = highest, first + place
                 if part:
                     best_crossed[part - 1, feature] = r[3 - part, place]
@@ -114,9 +114,9 @@ def _keep_whole(feature, counts, n_counted, products, r, source, target, best, b
         last = min(first + TARGETS, products.size)
         counted = min(max(n_counted - first, 0), last - first)
         stats, out = (t_mean[0, first:last], t_inverse_sd[0, first:last]), r[: last - first]
-        _to_r(products[first:last], n[0], mean[0, feature], inverse_sd[0, feature], *stats, out)
-        highest = _highest(out[:counted])
-        best_every[feature] = max(best_every[feature], highest, _highest(out[counted:]))
+        to_r(products[first:last], n[0], mean[0, feature], inverse_sd[0, feature], *stats, out)
+        highest = highest_of(out[:counted])
+        best_every[feature] = max(best_every[feature], highest, highest_of(out[counted:]))
         _raise_floor(out[counted:], back_every[first + counted : last])
         _raise_floor(out[:counted], (back_rho if counts else back_every)[first : first + counted])
         if counts and inverse_sd[0, feature] > 0:
