@@ -1,4 +1,4 @@
-"""Show what a run's features respond to: sheets of their highest samples, a figure for a paper, a report of runs."""
+"""Show what a run's features respond to: sheets of their highest samples, a figure, a report, an explorer."""
 
 import re
 import shlex
@@ -20,10 +20,12 @@ AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
 
 @script
 def main(argv=None) -> list[Path]:
-    """Write the sheets, the figure or the report; returns the files."""
+    """Write the sheets, the figure, the report or the explorer; returns the files."""
     arguments = parse(argv)
     if arguments.report:
         return write_report(arguments)
+    if arguments.html or not arguments.run:
+        return explore(arguments)
     run = features.open_run(arguments.run)
     layer = run.layer(arguments.layer)
     work = draw_figure if arguments.sheet else draw_sheets
@@ -33,7 +35,7 @@ def main(argv=None) -> list[Path]:
 def parse(argv) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", help="the run to show, a folder name in sae_features/")
     what.add_argument(
         "--report",
@@ -43,6 +45,19 @@ def parse(argv) -> Namespace:
         "first",
     )
     add("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
+    add(
+        "--html",
+        action="store_true",
+        help="an explorer of all features of --run: a page that opens from disk",
+    )
+    add(
+        "--serve",
+        type=port,
+        metavar="PORT",
+        help="serve the explorer in --out to this machine, and through ssh",
+    )
+    for name in ("min_group", "max_group"):
+        add(f"--{name}", nargs="+", default=[], metavar="RUN", help="of --html: as in comp_sharedness.py")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--features", type=int, nargs="+", metavar="N", help="sheets of these features only")
     choice.add_argument(
@@ -61,7 +76,13 @@ def parse(argv) -> Namespace:
         "pictures' middles, under its number and name; in a PDF the titles stay text",
     )
     add("--grid", type=grid, metavar="RxC", help="of --sheet (default: 10x10 of one feature, 3x3 of several)")
-    add("--compare", nargs="+", default=[], metavar="RUN", help="runs that --top looks for the features in")
+    add(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs that --top and --html look for the features in",
+    )
     add(
         "--thumb",
         type=side,
@@ -73,10 +94,27 @@ def parse(argv) -> Namespace:
     add(
         "--out",
         metavar="PLACE",
-        help="of sheets the folder (imgs): they go to PLACE/RUN/; of a figure the file",
+        help="of sheets the folder (imgs): they go to PLACE/RUN/; of a figure or a report the file; of --html the "
+        "folder (imgs/explorer)",
     )
     words = sys.argv[1:] if argv is None else argv
-    return parser.parse_args(words, Namespace(words=words))
+    arguments = parser.parse_args(words, Namespace(words=words))
+    check(parser, arguments)
+    return arguments
+
+
+def check(parser: Parser, arguments: Namespace):
+    """Refuse flags that do not go together."""
+    if not (arguments.run or arguments.report or arguments.serve is not None):
+        parser.error("name a run with --run, runs with --report, or a port with --serve")
+    if arguments.html and not arguments.run:
+        parser.error("--html takes the run to show: --run NAME")
+    if (arguments.min_group or arguments.max_group) and not arguments.html:
+        parser.error("--min_group and --max_group are of --html")
+    if bool(arguments.min_group) != bool(arguments.max_group):
+        parser.error("--min_group and --max_group are given together")
+    if arguments.serve is not None and (arguments.report or (arguments.run and not arguments.html)):
+        parser.error("--serve goes with --html, or stands alone")
 
 
 def grid(text: str) -> tuple[int, int]:
@@ -91,6 +129,13 @@ def side(text: str) -> int:
     """An argument type: pixels of a thumbnail."""
     if not text.isdecimal() or not 32 <= int(text) <= 1024:
         raise UserError(f"{text!r} is no size of a thumbnail: give 32 to 1024 pixels")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """An argument type: a port that a user may serve at."""
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise UserError(f"{text!r} is no port: give 1024 to 65535, such as 8000")
     return int(text)
 
 
@@ -163,6 +208,42 @@ def write_report(arguments: Namespace) -> list[Path]:
     report.write_report(file, runs, pictures, AT_LEAST, command)
     print(file)
     return [file]
+
+
+def explore(arguments: Namespace) -> list[Path]:
+    """The explorer of a run, and of those beside it; served where that is asked for."""
+    place = folder(arguments.out or "imgs/explorer")
+    if arguments.html:
+        page = write_explorer(arguments, place)
+        other = "" if arguments.serve else f"; on another machine: uv run show.py --serve 8000 --out {place}"
+        print(f"{page}: open it in a browser{other}")
+    if arguments.serve:
+        from showing.serving import serve
+
+        serve(place, arguments.serve)
+    return [place / "index.html"]
+
+
+def write_explorer(arguments: Namespace, place: Path) -> Path:
+    """Write it; returns its page."""
+    groups = arguments.min_group, arguments.max_group
+    names = dict.fromkeys([arguments.run, *arguments.compare, *groups[0], *groups[1]])
+    runs = {name: features.open_run(name) for name in names}
+    features.check_aligned(list(runs.values()))
+
+    import data
+    from showing import explorer_data, thumbnails  # after what can be said without numba
+
+    grouped = (
+        explorer_data.Groups(*([runs[name] for name in group] for group in groups)) if groups[0] else None
+    )
+    pairs, pixels = data.reopen(runs[arguments.run], arguments.data_root), arguments.thumb or thumbnails.SIDE
+    command = ["uv", "run", "show.py", *arguments.words]
+    kept, layer = Path("imgs/thumbs"), arguments.layer
+    unique = list({run.name: run for run in runs.values()}.values())
+    return explorer_data.write_explorer(
+        explorer_data.Explorer(unique, layer, grouped, pairs, place, kept, pixels, command)
+    )
 
 
 if __name__ == "__main__":
