@@ -26,12 +26,10 @@ def main(argv=None) -> Sharedness:
     check_groups(source, min_group, max_group)
     for run in (source, *min_group, *max_group):
         run.layer(arguments.layer)
-    names = {
-        label.feature: label.name for label in labels.read(source, source.layer(arguments.layer)).values()
-    }
+    named = labels.read(source, source.layer(arguments.layer))
     shared = sharedness(source, min_group, max_group, arguments.layer, arguments.present, arguments.absent)
     if processes.team().rank == 0:
-        report(arguments, source, shared, names)
+        report(arguments, source, shared, named)
     return shared
 
 
@@ -70,11 +68,12 @@ def check_groups(source: Run, min_group: list[Run], max_group: list[Run]):
         )
 
 
-def report(arguments: Namespace, source: Run, shared: Sharedness, names: dict[int, str]):
+def report(arguments: Namespace, source: Run, shared: Sharedness, named: dict[int, labels.Label]):
     """Write the files that are asked for, and print the first features; in this order, since a pipe's reader may
     leave (`| head`).
     """
     live = np.flatnonzero(shared.total > 0)
+    names = {feature: label.name for feature, label in named.items()}
     first = live[: arguments.top or max(1, len(shared.feature) // 100)]
     if arguments.csv:
         files.write_text(arguments.csv, sharedness_csv(shared, names))
@@ -84,7 +83,8 @@ def report(arguments: Namespace, source: Run, shared: Sharedness, names: dict[in
         from showing.figures import plot_sharedness
 
         plot_sharedness(arguments.plot, shared, first)
-    print_sharedness(shared, first, len(live), names)
+    texts = {feature: label.text for feature, label in named.items()}
+    print_sharedness(shared, first, len(live), texts)
     if arguments.show:
         show(source, shared, first, arguments.data_root)
 

@@ -51,6 +51,13 @@ class Label(NamedTuple):
     extra: Mapping[str, str] = {}
 
     @property
+    def text(self) -> str:
+        """The name, with its r where the machine chose it: a name that beats chance may still tell little."""
+        return (
+            f"{self.name} ({_short(self.r)})" if self.name and self.by == CAPTIONS and self.r else self.name
+        )
+
+    @property
     def is_machines(self) -> bool:
         """Whether the line stands as the machine wrote it."""
         return self.by in (CAPTIONS, PARTNER) and self.stamp == _stamp(self, self.method, self.key)
@@ -138,14 +145,14 @@ def labelled(
 
 
 def names_of(run: Run, layer: str, codes: Any, captions: Sequence[Sequence[str]]) -> dict[int, str]:
-    """The name of each of a layer's features that has one, worked out where labels.csv has none of them.
+    """The `text` of the label of each of a layer's features that has a name, worked out where labels.csv has none.
 
     `codes` is the layer's features, scipy.sparse [row, feature]; `captions` are those of each row.
     """
     from showing import names, words
 
     found = labelled(run, layer, lambda: names.described(codes, words.vocabulary(captions)))
-    return {number: label.name for number, label in found.items() if label.name}
+    return {number: label.text for number, label in found.items() if label.name}
 
 
 def _put_aside(file: Path, n_lost: int):

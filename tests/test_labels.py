@@ -11,11 +11,13 @@ from runs import make_run
 import comp_sharedness
 import data
 import show
+from comparing import kept
 from plumbing.errors import UserError
 from showing import labels
 from showing.labels import Partner
 from showing.names import Named, Word
 from toyworld import scenes
+from training import unfinished
 
 CODES = np.array([[1.0, 0, 2], [0, 0, 1], [1, 0, 0]])
 
@@ -63,6 +65,13 @@ def test_labels_are_worked_out_once_and_read_afterwards(run):
     label(run, named(("blue", 0.5), None, None), layer="layer1")
     assert labels.read(run, "layer0") == found
     assert shown(labels.read(run, "layer1")) == {0: ("blue", "captions", 0.5)}
+
+
+def test_labels_are_no_part_of_the_recorded_run(run):
+    before = kept.identity(run)
+    label(run)
+    assert kept.identity(run) == before
+    assert unfinished.clear(run.path) == ["labels.csv"]  # what --overwrite does leaves them
 
 
 def test_a_persons_lines_win_and_are_kept_when_the_machine_names_anew(run, monkeypatch):
@@ -199,7 +208,7 @@ def test_scripts_name_features_and_read_the_names(tmp_path, monkeypatch, capsys)
     capsys.readouterr()
     comp_sharedness.main([*words, "--top", "2"])
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["0", "triangle"] in [line[:2] for line in table]
+    assert ["0", "triangle", "(1.00)"] in [line[:3] for line in table]
     with open("out.csv") as lines:
         assert {row["feature"]: row["name"] for row in csv.DictReader(lines)} == {"0": "triangle", "1": ""}
     assert json.loads(Path("out.json").read_text())["names"] == {"0": "triangle"}
