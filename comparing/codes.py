@@ -13,7 +13,7 @@ from plumbing.threads import equal_ranges, in_parallel
 
 ENTRY_BYTES = 24  # of an entry of Codes: the CSR, its copy with 16-bit features, and the transposed one
 
-DENSE_ROWS = 4096  # rows of one matrix product: more take more memory, and float32 sums of more err more
+DENSE_ROWS = 2048  # rows of one matrix product: more take more memory, and float32 sums of more err more
 
 PIVOT_ROWS = 128  # of a chunk, whose mean is taken away from all of it
 
@@ -176,22 +176,19 @@ def fill(matrix: Matrix, start: int, chunk: np.ndarray) -> tuple[np.ndarray, Col
 
     Returns the pivot [feature], of the chunk's type, and the rows' sums.
     """
-    block, width = matrix[start : start + len(chunk)], chunk.shape[1]
-    pivot = np.asarray(block[:: max(1, len(chunk) // PIVOT_ROWS)].mean(axis=0, dtype=np.float64)).astype(
-        chunk.dtype
-    )
-    if isinstance(block, np.ndarray):
-        kernel, held = _centre_rows, (block,)
+    n_rows, width = chunk.shape
+    sample = matrix[start : start + n_rows : max(1, n_rows // PIVOT_ROWS)]
+    pivot = np.asarray(sample.mean(axis=0, dtype=np.float64)).astype(chunk.dtype)
+    if isinstance(matrix, np.ndarray):
+        kernel, rows = _centre_rows, (matrix[start : start + n_rows],)
     else:
-        kernel, held = _centre_entries, (block.indptr, block.indices, block.data)
-    rows = equal_ranges(np.ones(len(chunk)))
-    in_parallel(lambda: lambda first, last: kernel(first, last, *held, pivot, chunk), rows)
+        kernel, rows = _centre_entries, (matrix.indptr[start:], matrix.indices, matrix.data)
+    ranges = equal_ranges(np.ones(n_rows))
+    in_parallel(lambda: lambda first, last: kernel(first, last, *rows, pivot, chunk), ranges)
     n, *sums = ColumnSums.of_nothing(width)
-    columns = equal_ranges(
-        np.ones(width)
-    )  # each sum in the order of the rows, however many threads there are
-    in_parallel(lambda: lambda first, last: _add_columns(first, last, chunk, *sums), columns)
-    return pivot, ColumnSums(n, *sums).moved(pivot.astype(np.float64), len(chunk))
+    ranges = equal_ranges(np.ones(width))  # of features: each sum is in the order of the rows
+    in_parallel(lambda: lambda first, last: _add_columns(first, last, chunk, *sums), ranges)
+    return pivot, ColumnSums(n, *sums).moved(pivot.astype(np.float64), n_rows)
 
 
 @compiled()
@@ -208,17 +205,21 @@ def _add_entries(by_row, total, square, stored, low, high):
             high[feature] = max(high[feature], value)
 
 
-@compiled()
+@compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
 def _add_columns(first, last, chunk, total, square, low, high):
     """The same of rows that are dense, for some of the features."""
+    total, square, low, high = total[first:last], square[first:last], low[first:last], high[first:last]
     for row in range(chunk.shape[0]):
-        for feature in range(first, last):
-            value = np.float64(chunk[row, feature])
-            total[feature] += value
-            square[feature] += value * value
-            low[feature] = value if value < low[feature] else low[feature]
-            high[feature] = value if value > high[feature] else high[feature]
+        values = chunk[row, first:last]
+        for j in range(
+            values.size
+        ):  # from 0 on: an index that might be negative keeps it from being vectorised
+            value = np.float64(values[j])
+            total[j] += value
+            square[j] += value * value
+            low[j] = min(low[j], value)
+            high[j] = max(high[j], value)
 
 
 @compiled()

@@ -19,7 +19,7 @@ CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
 
 DENSE_SHARE = 0.25  # of entries above 0 on both sides, from which products are float32: TopK codes have fewer
 
-PRODUCT_FEATURES = 2048  # source features of one matrix product: bounds the memory of its result
+PRODUCT_FEATURES = 1024  # source features of one matrix product: bounds the memory of its result
 
 
 def prefers_gemm(source: Codes, target: Codes) -> bool:
