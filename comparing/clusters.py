@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 from plumbing.errors import UserError
 
@@ -58,11 +58,26 @@ def clusters(
     of the pair is of text. `halves` are the captions that the halves respect in any case, so that every pair of
     runs has the same halves. Which half a cluster is in hangs on its names alone, never on its place.
     """
-    ids = joined(*(labels for labels in (names, _lower(captions), own) if labels is not None))
-    widest = joined(*(labels for labels in (ids, _lower(halves)) if labels is not None))
-    hashes = np.array([_hash(name) for name in names], np.uint64)
+    said = None if captions is None else _lowered(captions)
+    ids = joined(*(labels for labels in (names, said, own) if labels is not None))
+    widest = ids if halves is None else joined(ids, _lowered(halves))
+    return _halved(ids, names, widest)
+
+
+def both_clusters(
+    names: Sequence[str], captions: Sequence[str] | None = None, own: Sequence[str] | None = None
+) -> tuple[Clusters, Clusters]:
+    """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves."""
+    ids = joined(*(labels for labels in (names, own) if labels is not None))
+    widest = ids if captions is None else joined(ids, _lowered(captions))
+    found = _halved(ids, names, widest)
+    return found, found._replace(ids=widest)
+
+
+def _halved(ids: np.ndarray, names: Sequence[str], widest: np.ndarray) -> Clusters:
+    """The clusters `ids`, their halves by the lowest hash of a name in each of the wider clusters `widest`."""
     lowest = np.full(int(widest.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(lowest, widest, hashes)
+    np.minimum.at(lowest, widest, _hashes(names))
     key = lowest[widest]
     return Clusters(ids, (key & np.uint64(1)).astype(np.uint8), key)
 
@@ -72,16 +87,20 @@ def joined(*labels: Sequence | np.ndarray) -> Int[np.ndarray, " row"]:
 
     A label is a sequence [row]; None and "" join nothing.
     """
-    n_rows, edges, start = len(labels[0]), [], len(labels[0])
+    n_rows, edges = len(labels[0]), []
     for label in labels:
-        known = np.array([value is not None and value != "" for value in label], bool)
-        _, group = np.unique(np.asarray(label, object)[known].astype(str), return_inverse=True)
-        edges.append((np.flatnonzero(known), group + start))
-        start += int(group.max(initial=-1)) + 1
-    rows, groups = (np.concatenate(side) for side in zip(*edges, strict=True))
-    graph = scipy.sparse.coo_array((np.ones(len(rows)), (rows, groups)), shape=(start, start))
+        first: dict[str | int | None, int] = {None: -1, "": -1}
+        same = np.array([first.setdefault(value, row) for row, value in enumerate(label)], np.int64)
+        rows = np.flatnonzero(
+            (same >= 0) & (same != np.arange(n_rows))
+        )  # that are not the first of their label
+        edges.append((rows, same[rows]))
+    rows, firsts = (np.concatenate(side) for side in zip(*edges, strict=True))
+    if not len(rows):
+        return np.arange(n_rows)
+    graph = scipy.sparse.coo_array((np.ones(len(rows)), (rows, firsts)), shape=(n_rows, n_rows))
     _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    return _numbered(component[:n_rows])
+    return _numbered(component)
 
 
 def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
@@ -92,7 +111,7 @@ def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
 
 
 def permutation(
-    clusters: Clusters, number: int, strata: Sequence | np.ndarray | None = None
+    clusters: Clusters, number: int, strata: Sequence[str] | np.ndarray | None = None
 ) -> Int[np.ndarray, " row"]:
     """Permutation `number`: the row of the other run that each row is paired with.
 
@@ -161,12 +180,14 @@ def check(clusters: Clusters):
         )
 
 
-def _hash(name: object) -> int:
-    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little")
+def _hashes(names: Sequence[str]) -> UInt64[np.ndarray, " row"]:
+    found = b"".join(hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(found, "<u8").astype(np.uint64)
 
 
-def _lower(captions: Sequence[str] | None) -> list[str] | None:
-    return None if captions is None else [str(caption or "").strip().lower() for caption in captions]
+def _lowered(captions: Sequence[str]) -> list[str]:
+    """Captions as clusters compare them."""
+    return [str(caption or "").strip().lower() for caption in captions]
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
@@ -175,9 +196,12 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first)).astype(np.int64)[inverse]
 
 
-def _cluster_strata(clusters: Clusters, strata: Sequence | np.ndarray) -> Int[np.ndarray, " cluster"]:
+def _cluster_strata(clusters: Clusters, strata: Sequence[str] | np.ndarray) -> Int[np.ndarray, " cluster"]:
     """Each cluster's most frequent stratum, by number; the first of several."""
-    number = np.unique(np.asarray(strata), return_inverse=True)[1]
+    place = {value: number for number, value in enumerate(sorted(set(strata)))}
+    number = np.array([place[value] for value in strata])
+    if clusters.n == len(number):  # a row each
+        return number
     ones = np.ones(len(number))
     counts = scipy.sparse.csr_array((ones, (clusters.ids, number)), shape=(clusters.n, number.max() + 1))
     counts.sum_duplicates()

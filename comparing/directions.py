@@ -7,7 +7,7 @@ import numpy as np
 
 import features
 from comparing import scores
-from comparing.clusters import Clusters, permutation
+from comparing.clusters import Clusters
 from comparing.drivers import drivers, nuisance_of, sampled
 from comparing.found import Evidence, Found, Matched
 from comparing.passes import SCOPES
@@ -100,11 +100,9 @@ def nuisance(pair: RunPair, found: Found, sides: Sides, clusters: Clusters, side
     runs = pair.runs[side], pair.runs[1 - side]
     few, roots = RunPair(*runs, sides, chosen), RunPair(*runs, sides, chosen, root=True)
     last = few.n_layers[0] - 1, few.n_layers[1] - 1
-    strata = sides.strata()
-    by_strata = None
-    if strata is not None:
-        by_strata = few.shuffled(*last, permutation(clusters, 0, strata))[0]
+    within = sides.within(clusters)
+    by_strata = None if within is None else few.shuffled(*last, within)[0]
     matched: Matched = roots.matched(*last)[0]
     total = roots.moments(0, last[0]).total.sum(0)
     found_out = nuisance_of(found, chosen, by_strata, matched, total)
-    return Nuisance(*map(tidied, found_out))._replace(strata=None if strata is None else sides.options.strata)
+    return Nuisance(*map(tidied, found_out))._replace(strata=None if within is None else sides.options.strata)

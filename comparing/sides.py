@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import features
 from comparing import draws
-from comparing.clusters import Clusters, clusters, strata_of
+from comparing.clusters import Clusters, both_clusters, permutation, strata_of
 from comparing.codes import Codes, Matrix
 from comparing.draws import Layer, aligned
 from comparing.drivers import rooted
@@ -60,7 +60,9 @@ class Sides:
     def __init__(self, runs: Sequence[features.Run], reader: Reader, options: Options):
         self.reader, self.options = reader, options
         self.runs, self.n_rows = runs, runs[0].n_samples
-        self._clusters: dict[bool, Clusters] = {}
+        self._clusters: tuple[Clusters, Clusters] | None = None
+        self._within: dict[int, np.ndarray | None] = {}
+        self._few: tuple[tuple, Side] | None = None
         self._held: dict[tuple[str, str], Side] = {}
         self._moments: dict[tuple[str, str], Moments] = {}
 
@@ -72,13 +74,11 @@ class Sides:
     def clusters(self, *runs: features.Run) -> Clusters:
         """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text."""
         of_text = any(run.manifest.get("encoder", {}).get("modality") == "text" for run in runs)
-        if of_text not in self._clusters:
+        if self._clusters is None:
             names = [row["image"] or row["id"] for row in self.rows]
             names = names or [str(number) for number in range(self.n_rows)]
             captions = [row["caption"] for row in self.rows] or None
-            self._clusters[of_text] = clusters(
-                names, captions if of_text else None, self.options.own, halves=captions
-            )
+            self._clusters = both_clusters(names, captions, self.options.own)
         return self._clusters[of_text]
 
     @property
@@ -86,6 +86,7 @@ class Sides:
         """The half of each row, uint8 [row]: the same for all runs."""
         return self.clusters().half
 
+    @functools.cached_property
     def strata(self) -> list[str] | None:
         """The stratum of each row; None where the captions, the default, do not differ in length."""
         try:
@@ -94,6 +95,21 @@ class Sides:
             if self.options.strata != CAPTION_WORDS:
                 raise
             return None
+
+    def within(self, clusters: Clusters) -> np.ndarray | None:
+        """The permutation within strata of these clusters, int [row]; None where there are no strata."""
+        if clusters.n not in self._within:
+            strata = self.strata
+            self._within[clusters.n] = None if strata is None else permutation(clusters, 0, strata)
+        return self._within[clusters.n]
+
+    def columns(self, layer: Layer, chosen: np.ndarray) -> Side:
+        """Some features of a layer; the last ones that were asked for are held."""
+        key = (*_key(layer), chosen.tobytes())
+        if self._few is None or self._few[0] != key:
+            whole = self.side(layer)
+            self._few = key, Side(Codes(whole.codes.matrix[:, chosen]), whole.half, whole.min_active)
+        return self._few[1]
 
     def fit(self, *layers: Layer) -> bool:
         """Whether some layers can be held at once."""
@@ -121,7 +137,9 @@ class Sides:
 
     def moments(self, layer: Layer) -> Moments:
         """The layer's sums over each half of all rows."""
-        if _key(layer) not in self._moments:
+        if _key(layer) not in self._moments and self.fit(layer):
+            self.side(layer)
+        elif _key(layer) not in self._moments:
             total = moments_of(self.blocks(layer), self.half, self.reader.n_features(layer))
             self._moments[_key(layer)] = total
         return self._moments[_key(layer)]
@@ -174,11 +192,13 @@ class RunPair:
         return self.sides.fit(self.layer(0, i), self.layer(1, j))
 
     def held(self, side: int, number: int) -> Side:
-        """A whole layer."""
-        whole = self.sides.side(self.layer(side, number))
+        """A whole layer, or the features asked for."""
+        layer = self.layer(side, number)
         if side == 0 and self.columns is not None:
-            whole = Side(Codes(whole.codes.matrix[:, self.columns]), whole.half, whole.min_active)
-        return rooted(whole) if self.root else whole
+            found = self.sides.columns(layer, self.columns)
+        else:
+            found = self.sides.side(layer)
+        return rooted(found) if self.root else found
 
     def blocks(self, side: int, number: int, order: np.ndarray | None, pairs: slice) -> Iterator[Matrix]:
         for block in self.sides.blocks(self.layer(side, number), order, pairs):
@@ -188,6 +208,8 @@ class RunPair:
     def moments(self, side: int, number: int) -> Moments:
         if not (self.root or (side == 0 and self.columns is not None)):
             return self.sides.moments(self.layer(side, number))
+        if self.sides.fit(self.layer(side, number)):
+            return self.held(side, number).moments
         blocks = self.blocks(side, number, None, slice(None))
         return moments_of(blocks, self.sides.half, self.width(side, number))
 
