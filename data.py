@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 import features
+from plumbing.commandline import Flags
 from plumbing.errors import UserError
 from sources.coco import open_coco
 from sources.flowers102 import open_flowers102
@@ -33,7 +34,7 @@ OPENERS: dict[str, Callable[..., Opened]] = {
 }
 
 # The command line's flags for the arguments of `open_pairs`, as argparse takes them.
-FLAGS: dict[str, dict[str, Any]] = {
+FLAGS: Flags = {
     "--dataset": {"help": f"one of {', '.join(OPENERS)}:NAME"},
     "--data_root": {"help": "the data set's folder, or a pattern of tar shards"},
     "--limit": {"type": int, "help": "take the first LIMIT rows only"},
@@ -169,7 +170,7 @@ def open_pairs(
         _say_left_out(opened.name, unreadable)
     if unreadable is None:
         _require_present(opened, samples)
-    source: dict[str, Any] = dict(dataset=dataset, data_root=opened.data_root, limit=limit, caption=caption)
+    source = dict[str, object](dataset=dataset, data_root=opened.data_root, limit=limit, caption=caption)
     source |= given | ({} if unreadable is None else {"unreadable": unreadable})
     samples = _chosen(samples, unreadable or [], caption)
     if not samples:
@@ -185,7 +186,11 @@ def reopen(run: features.Run, data_root: str | None = None) -> Pairs:
     source = run.manifest["dataset"].get("source")
     if not source:
         raise UserError(f"run {run.name!r} does not name its samples, so there is nothing to show")
-    pairs = open_pairs(**({"unreadable": []} | source | ({"data_root": data_root} if data_root else {})))
+    arguments = dict(source)
+    arguments.setdefault("unreadable", [])
+    if data_root:
+        arguments["data_root"] = data_root
+    pairs = open_pairs(**arguments)
     if pairs.fingerprint != run.fingerprint:
         raise UserError(
             f"the data set of run {run.name!r} has changed since: {len(pairs)} samples now, {run.n_samples} then; "

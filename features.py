@@ -19,13 +19,16 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
 
 import original
 from plumbing import files
 from plumbing.errors import UserError
+
+if TYPE_CHECKING:  # elsewhere only where rows are read: importing it takes long
+    import scipy.sparse
 
 FORMAT_VERSION = 2
 
@@ -43,9 +46,51 @@ RANDOM_SAE = "random"  # `recipe` of a run whose SAEs are random dictionaries th
 
 UNFINISHED = "unfinished.json"  # the mark of a command that is not done (training/unfinished.py)
 
-Manifest = dict[str, Any]  # what run.json holds
+Csr: TypeAlias = "scipy.sparse.csr_array"  # float32 [row, d_sae]
 
-Csr = Any  # scipy.sparse.csr_array, float32 [row, d_sae]; scipy is imported only where rows are read
+
+class Dataset(TypedDict, total=False):
+    """What run.json says of the samples."""
+
+    name: str
+    fingerprint: str | None
+    source: dict[str, Any]  # the arguments of `data.open_pairs`
+
+
+class Manifest(TypedDict, total=False):
+    """What run.json holds; of a folder of the original code, only the first four are known.
+
+    `fvu` to `half_variance_tokens` are by layer (training/quality.py).
+    """
+
+    format_version: int
+    layers: list[str]
+    n_samples: int
+    dataset: Dataset
+    encoder: dict[str, str | int | None]  # `model`, `checkpoint`, `modality`, and what else was asked for
+    unreadable: list[dict[str, str]]
+    token: str
+    activation: str
+    sae: dict[str, dict[str, int]]  # by layer: d_in, d_sae, k
+    training: dict[str, Any]  # the settings
+    evaluated_samples: int
+    held_out: bool
+    fvu: dict[str, float | None]
+    fvu_recorded: dict[str, float | None]
+    l0: dict[str, float]
+    dead_fraction: dict[str, float]
+    dense_fraction: dict[str, float]
+    half_variance_tokens: dict[str, float | None]
+    seconds: float
+    samples_per_second: float
+    peak_memory: int  # bytes
+    peak_gpu_memory: int | None
+    device: str
+    hardware: str
+    threads: int
+    processes: int
+    versions: dict[str, str]
+    command: list[str]
 
 
 class Run(NamedTuple):
@@ -151,9 +196,10 @@ def is_whole(path: Path) -> bool:
 def open_run(name: str) -> Run:
     """Open a recorded run. Errors: no such run, or one that is incomplete, damaged or of another format."""
     path = run_path(name)
+    if (path / MANIFEST).is_file():
+        return Run(path.name, path, _read_manifest(path))
     if is_whole(path):
-        found = (path / MANIFEST).is_file()
-        return Run(path.name, path, _read_manifest(path) if found else original.manifest(path))
+        return Run(path.name, path, _original_manifest(path))
     if path.is_dir():
         raise UserError(
             f"run {path.name!r} is incomplete ({path / MANIFEST} is missing): give its train command again to finish it"
@@ -222,11 +268,21 @@ def _read_samples(path: Path, n_samples: int) -> list[dict[str, str]]:
     return samples
 
 
-def finish_run(path: Path, manifest: Manifest) -> Run:
+def finish_run(path: Path, manifest: Mapping[str, object]) -> Run:
     """Write the manifest, which makes the run whole, and open it."""
     whole = {"format_version": FORMAT_VERSION, **manifest}
     files.write_text(path / MANIFEST, json.dumps(whole, indent=2) + "\n")
     return open_run(path.name)
+
+
+def _original_manifest(path: Path) -> Manifest:
+    dataset = Dataset(name="data of the original code", fingerprint=None)
+    return Manifest(
+        format_version=original.FORMAT_VERSION,
+        layers=original.layers(path),
+        n_samples=original.n_samples(path),
+        dataset=dataset,
+    )
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -282,15 +338,12 @@ def write_part(path: Path, layer: str, number: int, features: Csr):
 
 def _parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Csr]]]:
     """Yield the number of rows of each part file, and how to read it."""
-    for part in sorted((path / layer).glob("features-*.npz")):
-        yield _n_rows(part), functools.partial(read_part, part)
-
-
-def _n_rows(part: Path) -> int:
     import numpy as np
 
-    with _naming_damage(part), np.load(part) as arrays:
-        return int(arrays["shape"][0])
+    for part in sorted((path / layer).glob("features-*.npz")):
+        with _naming_damage(part), np.load(part) as arrays:
+            n_rows = int(arrays["shape"][0])
+        yield n_rows, functools.partial(read_part, part)
 
 
 def read_part(part: Path) -> Csr:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plumbing.errors import UserError
 
@@ -23,15 +23,9 @@ def layers(path: Path) -> list[str]:
     return [f"layer{number}" for number in sorted(found, key=lambda number: (number < 0, number))]
 
 
-def manifest(path: Path) -> dict[str, Any]:
-    """What a manifest (features.py) would say of the folder, as far as that is known."""
-    names = layers(path)
-    return {
-        "format_version": FORMAT_VERSION,
-        "layers": names,
-        "n_samples": len(_tensor(path, names[0])),
-        "dataset": {"name": "data of the original code", "fingerprint": None},
-    }
+def n_samples(path: Path) -> int:
+    """The number of rows of the folder's first layer."""
+    return len(_tensor(path, layers(path)[0]))
 
 
 def parts(path: Path, layer: str) -> "Iterator[tuple[int, Callable[[], csr_array]]]":

@@ -1,7 +1,7 @@
 """numba's compiler, with its cache on disk where one can be written, and a prefetch for compiled loops."""
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from collections.abc import Callable, Collection
+from typing import no_type_check
 
 import numba
 from llvmlite import ir
@@ -9,7 +9,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 
-def compiled(**options: Any) -> Callable[[Callable], Callable]:
+def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
     Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
@@ -17,9 +17,9 @@ def compiled(**options: Any) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable) -> Callable:
         try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
+            return numba.njit(nogil=True, cache=True, fastmath=set(fastmath))(function)
         except RuntimeError:  # numba found no place for its cache
-            return numba.njit(nogil=True, **options)(function)
+            return numba.njit(nogil=True, fastmath=set(fastmath))(function)
 
     return decorate
 

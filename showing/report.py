@@ -154,13 +154,16 @@ def quality(run: Run, layer: str) -> list[str]:
     """The numbers of a layer's SAE, as they are printed; a dash for what the run does not tell."""
     sae = (run.manifest.get("sae") or {}).get(layer) or {}
 
-    def told(key: str) -> float | None:
-        return (run.manifest.get(key) or {}).get(layer)
+    def told(numbers: Mapping[str, float | None] | None) -> float | None:
+        return (numbers or {}).get(layer)
 
-    l0, shares = told("l0"), (told("dead_fraction"), told("dense_fraction"))
+    manifest = run.manifest
+    l0 = told(manifest.get("l0"))
+    fits = told(manifest.get("fvu")), told(manifest.get("fvu_recorded"))
+    shares = told(manifest.get("dead_fraction")), told(manifest.get("dense_fraction"))
     return [
         *(str(sae.get(key, "-")) for key in ("d_sae", "k")),
-        *(number(told(key)) for key in ("fvu", "fvu_recorded")),
+        *map(number, fits),
         "-" if l0 is None else f"{l0:.1f}",
         *("-" if share is None else f"{share:.1%}" for share in shares),
     ]

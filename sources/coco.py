@@ -16,9 +16,9 @@ HELP = (
     "and type --data_root FOLDER"
 )
 
-Id = Any  # of a picture: a whole number or a text, and the same in the whole file
+Id = int | str  # of a picture; of one kind in the whole file
 
-Table = list[dict[str, Any]]  # a list of the JSON file
+Table = list[dict[str, Id]]  # a list of the JSON file
 
 
 def open_coco(location: str | None, split: str = "train2017") -> Opened:

@@ -4,12 +4,17 @@ import functools
 import glob
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plumbing.errors import UserError
 from sources.opened import Opened, Sample, file_bytes, files_below, reason, say_without_caption, texts
 
-Table = Any  # datasets.Dataset, which takes long to import
+if TYPE_CHECKING:  # elsewhere only where a data set is opened: importing it takes long
+    import datasets
+
+Table: TypeAlias = "datasets.Dataset"
+
+Tables: TypeAlias = "datasets.DatasetDict"  # by the name of a split
 
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
@@ -51,7 +56,7 @@ def open_hf(
     return Opened(name, samples, read, None, version=dataset._fingerprint, files=files)
 
 
-def load(name: str, subset: str | None, split: str | None) -> Table | dict[str, Table]:
+def load(name: str, subset: str | None, split: str | None) -> "Table | Tables":
     """The data set, or its splits by name, as the library `datasets` reads it. Error: it cannot."""
     import datasets
 
@@ -83,25 +88,29 @@ def _reader(path: Path) -> tuple[str, dict[str, Any]]:
     return readers[path.suffix], tables.get(path.suffix, {})
 
 
-def _of_split(saved: Table | dict[str, Table], split: str | None) -> Table | dict[str, Table]:
+def _of_split(saved: "Table | Tables", split: str | None) -> "Table | Tables":
     """The part of a saved data set that `split` names: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
     import datasets
 
     if split is None:
         return saved
-    saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    lengths = {name: len(rows) for name, rows in saved.items()}
+    parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    lengths = {str(name): len(rows) for name, rows in parts.items()}
     spans = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     return datasets.concatenate_datasets(
-        [saved[span.splitname].select(range(span.from_ or 0, span.to or 0)) for span in spans]
+        [parts[span.splitname].select(range(span.from_ or 0, span.to or 0)) for span in spans]
     )
 
 
-def _one_split(loaded: Table | dict[str, Table], name: str) -> Table:
-    if not isinstance(loaded, dict):
+def _one_split(loaded: "Table | Tables", name: str) -> Table:
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
         return loaded
     if len(loaded) > 1:
-        raise UserError(f"{name!r} has several splits; type --split with one of: {', '.join(loaded)}")
+        raise UserError(
+            f"{name!r} has several splits; type --split with one of: {', '.join(map(str, loaded))}"
+        )
     return next(iter(loaded.values()))
 
 
@@ -150,15 +159,16 @@ def _undecoded(dataset: Table, column: str, name: str) -> Table:
     """The picture column alone, as encoded bytes, so that media.py decodes the pictures of all data sets alike."""
     import datasets
 
-    kind, dataset = dataset.features[column], dataset.select_columns([column])
+    kind, pictures = dataset.features[column], dataset.select_columns([column])
+    assert isinstance(pictures, datasets.Dataset)
     if isinstance(kind, datasets.Image):
-        return dataset.cast_column(column, datasets.Image(decode=False))
+        return pictures.cast_column(column, datasets.Image(decode=False))
     binary = ("binary", "large_binary")
     if getattr(kind, "dtype", None) not in binary and not (isinstance(kind, dict) and "bytes" in kind):
         raise UserError(
             f"column {column!r} of {name!r} holds {kind}, not pictures; type --image_column with theirs"
         )
-    return dataset
+    return pictures
 
 
 def _bytes(dataset: Table, column: str, row: int) -> bytes:

@@ -56,7 +56,7 @@ def retrieval(
 @torch.no_grad()
 def first_token(name: str, folder: Path, rows: Sequence[int]) -> Float[np.ndarray, "row width"]:
     """The last block's output at token 0 of each row's picture (or first caption, for bert)."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
 
     if name == "clip":
         model, transform, _ = load_clip(folder)
@@ -64,7 +64,7 @@ def first_token(name: str, folder: Path, rows: Sequence[int]) -> Float[np.ndarra
         return last_block(model.visual.transformer.resblocks, lambda: model.visual(batch))[:, 0].numpy()
     model = AutoModel.from_pretrained(folder).eval()
     if name == "bert":
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         batch = tokenizer([scenes.captions(row)[0] for row in rows], padding=True, return_tensors="pt")
     else:
         processor = AutoImageProcessor.from_pretrained(folder)

@@ -40,7 +40,7 @@ def finish(
 
 def manifest(
     work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]
-) -> features.Manifest:
+) -> dict[str, object]:
     """run.json of a job, without what was measured on the way."""
     job, encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
     names, training = {layer: f"layer{layer}" for layer in saes}, work.described(job)
@@ -120,11 +120,11 @@ def table(recorded: features.Run) -> str:
     head = f"{'layer':<8} {'d_sae':>7} {'FVU':>7} {'FVU rec':>7} {'L0':>7} {'dead':>7} {'dense':>7}"
     lines = [head]
     for layer in recorded.layers:
-        scores = Scores(**{field: manifest[field][layer] for field in Scores._fields})
-        fits = " ".join(f"{'-':>7}" if fvu is None else f"{fvu:7.3f}" for fvu in scores[:2])
+        fvus = manifest["fvu"][layer], manifest["fvu_recorded"][layer]
+        fits = " ".join(f"{'-':>7}" if fvu is None else f"{fvu:7.3f}" for fvu in fvus)
         width = manifest["sae"][layer]["d_sae"]
-        fractions = f"{scores.dead_fraction:7.3f} {scores.dense_fraction:7.3f}"
-        lines.append(f"{layer:<8} {width:>7} {fits} {scores.l0:7.1f} {fractions}")
+        fractions = f"{manifest['dead_fraction'][layer]:7.3f} {manifest['dense_fraction'][layer]:7.3f}"
+        lines.append(f"{layer:<8} {width:>7} {fits} {manifest['l0'][layer]:7.1f} {fractions}")
     kind = "held-out samples" if manifest["held_out"] else "samples, which it was trained on too"
     if manifest["training"]["sae"]:
         kind = "samples, which --sae may have been trained on"
