@@ -7,28 +7,22 @@ layer11/features-00000.npz  scipy.sparse CSR float32 [rows, d_sae], rows in data
 layer11/cfg.json, layer11/sae_weights.safetensors    the SAE (sae.py)
 ```
 
-Folders of the original code are read too (original.py).
+The part files are read and written by parts.py, folders of the original code by original.py.
 """
 
-import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import original
+from parts import Csr, parts
 from plumbing import files
 from plumbing.errors import UserError
-
-if TYPE_CHECKING:  # elsewhere only where rows are read: importing it takes long
-    import scipy.sparse
 
 FORMAT_VERSION = 2
 
@@ -45,8 +39,6 @@ MANIFEST = "run.json"
 RANDOM_SAE = "random"  # `recipe` of a run whose SAEs are random dictionaries that were never trained
 
 UNFINISHED = "unfinished.json"  # the mark of a command that is not done (training/unfinished.py)
-
-Csr: TypeAlias = "scipy.sparse.csr_array"  # float32 [row, d_sae]
 
 
 class Dataset(TypedDict, total=False):
@@ -143,7 +135,7 @@ class Run(NamedTuple):
         With `rows`, yield only those rows; files that hold none of them are not read.
         """
         first, last, _ = rows.indices(self.n_samples)
-        read_parts = original.parts if self.is_original else _parts
+        read_parts = original.parts if self.is_original else parts
         start = 0
         for count, read in read_parts(self.path, layer):
             inside = slice(max(first - start, 0), min(last - start, count))
@@ -324,39 +316,3 @@ def _check_manifest(path: Path, manifest: Manifest):
             f"{path / MANIFEST} is damaged ({', '.join(wrong)}: missing, or not of its type); record the run again "
             "with --overwrite"
         )
-
-
-def write_part(path: Path, layer: str, number: int, features: Csr):
-    """Write part `number` of a layer's features, [rows, d_sae]."""
-    import scipy.sparse
-
-    files.make_folder(path / layer)
-    features.sort_indices()
-    with files.replacing(path / layer / f"features-{number:05d}.npz") as temporary:
-        scipy.sparse.save_npz(temporary, features.astype("float32"), compressed=False)
-
-
-def _parts(path: Path, layer: str) -> Iterator[tuple[int, Callable[[], Csr]]]:
-    """Yield the number of rows of each part file, and how to read it."""
-    import numpy as np
-
-    for part in sorted((path / layer).glob("features-*.npz")):
-        with _naming_damage(part), np.load(part) as arrays:
-            n_rows = int(arrays["shape"][0])
-        yield n_rows, functools.partial(read_part, part)
-
-
-def read_part(part: Path) -> Csr:
-    """The rows of one part file. Error: the file is damaged."""
-    import scipy.sparse
-
-    with _naming_damage(part):
-        return scipy.sparse.csr_array(scipy.sparse.load_npz(part))
-
-
-@contextlib.contextmanager
-def _naming_damage(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{part} is damaged ({error}); record the run again with --overwrite") from error

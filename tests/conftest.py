@@ -12,7 +12,7 @@ from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["wrappedmodels", "sae", "data", "features", "training", "comparing"], "beartype.beartype"
+    ["wrappedmodels", "sae", "data", "features", "parts", "training", "comparing"], "beartype.beartype"
 )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse
 
 import features
+import parts
 from plumbing import files
 from training import unfinished
 
@@ -31,7 +32,7 @@ def make_run(
         step = part_rows or n_samples
         for number, start in enumerate(range(0, n_samples, step)):
             block = np.asarray(codes, dtype=np.float32)[start : start + step]
-            features.write_part(path, layer, number, scipy.sparse.csr_array(block))
+            parts.write_part(path, layer, number, scipy.sparse.csr_array(block))
     fingerprint = features.fingerprint(zip(ids, captions, strict=True))
     dataset = {
         "name": manifest.pop("dataset_name", "handmade"),

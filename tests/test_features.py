@@ -11,6 +11,7 @@ import torch
 from runs import make_run
 
 import features
+import parts
 from comparing import kept as kept_module
 from plumbing.errors import UserError
 
@@ -41,8 +42,8 @@ def test_what_is_recorded_is_read_back_in_row_order_over_many_parts():
 def test_some_rows_are_read_from_the_files_that_hold_them(rows, monkeypatch):
     x = codes(n_samples=25)
     run = make_run("clip", {"layer0": x}, part_rows=4)
-    read, opened = features.read_part, []
-    monkeypatch.setattr(features, "read_part", lambda part: opened.append(part.name) or read(part))
+    read, opened = parts.read_part, []
+    monkeypatch.setattr(parts, "read_part", lambda part: opened.append(part.name) or read(part))
     blocks = [block.toarray() for block in run.blocks("layer0", slice(*rows))]
     np.testing.assert_array_equal(np.vstack([np.empty((0, 6)), *blocks]), x[slice(*rows)])
     first, last = rows[0], min(rows[1], 25)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import features
+import parts
 from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
@@ -161,7 +162,7 @@ def write_parts(work: Work, blocks: Blocks, plan: PartPlan):
     for job, layers in zip(work.jobs, blocks, strict=True):
         for layer, rows in layers.items():
             whole = scipy.sparse.csr_array(scipy.sparse.vstack(rows, format="csr"))[order]
-            features.write_part(job.folder, f"layer{layer}", plan.part, whole)
+            parts.write_part(job.folder, f"layer{layer}", plan.part, whole)
 
 
 def save_recording(work: Work, qualities: Qualities, done: int):
