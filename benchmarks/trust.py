@@ -26,6 +26,7 @@ import scipy.sparse
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import features
+import parts
 from comparing import comparison, passes, sides
 from comparing.codes import Codes
 from comparing.pearson import max_correlations
@@ -121,7 +122,7 @@ def record(name: str, matrix: scipy.sparse.csr_array, seed: int) -> features.Run
     path.mkdir(parents=True)
     features.write_samples(path, rows)
     for number, start in enumerate(range(0, n_rows, features.PART_ROWS)):
-        features.write_part(path, "layer0", number, matrix[start : start + features.PART_ROWS])
+        parts.write_part(path, "layer0", number, matrix[start : start + features.PART_ROWS])
     fingerprint = features.fingerprint((row["id"], row["caption"]) for row in rows)
     encoder = {"model": name, "checkpoint": "none", "modality": name}
     dataset = {"name": "random", "fingerprint": fingerprint, "source": {}}
