@@ -1,6 +1,7 @@
 """A synthetic explorer folder, in the form that the page reads, with answers that tests know."""
 
 import base64
+import functools
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -86,6 +87,7 @@ def caption(row: int) -> str:
     return f"a {COLOURS[row % 8]} {SHAPES[row // 8 % 6]} on a grey ground, number {row}"
 
 
+@functools.cache
 def picture(kind: int) -> bytes:
     """A small JPEG of a colour, wider than high."""
     red, green, blue = np.random.default_rng(kind).integers(40, 230, 3).tolist()

@@ -40,10 +40,12 @@
   }
 
   /* Links to the features before and after this one in the order of the list, and up to the list. */
-  function neighbours({ run, layer }, feature, { link, features }) {
+  function neighbours(table, feature) {
+    const { run, layer } = table;
+    const { link, features } = explorer.lastList(table, feature);
     const at = features.indexOf(feature);
     const to = (place, key, text) => {
-      if (at < 0 || features[place] === undefined) return el("span", { class: "faint" }, text);
+      if (features[place] === undefined) return el("span", { class: "faint" }, text);
       return el("a", { href: explorer.featureLink(run.slug, layer, features[place]), "data-key": key }, text);
     };
     return el(
@@ -62,7 +64,7 @@
     return el(
       "header",
       { class: "feature-head" },
-      neighbours(table, feature, explorer.lastList(table)),
+      neighbours(table, feature),
       el("div", { class: "title" }, explorer.star(table, feature), el("h1", { tabindex: -1, dir: "auto" }, name)),
       el("p", { class: "where", dir: "auto" }, place, el("span", { class: "faint" }, ` ${origin(table, index)}`)),
       facts(table, index),

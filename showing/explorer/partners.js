@@ -50,14 +50,13 @@
     const { columns } = table;
     const { slug } = other;
     const [best, floor] = [columns.held_out[slug][index], columns.floor?.[slug]?.[index]];
-    const told = known(best) ? `held out ${explorer.r(best)}` : "too rare to tell";
-    const chance = known(best) && known(floor) ? `; chance gives ${explorer.r(floor)}` : "";
+    const told = known(best) ? ` held out ${explorer.r(best)}` : " too rare to tell";
+    const chance = known(best) && known(floor) ? `, chance gives ${explorer.r(floor)}` : "";
     const list = found.partners[slug] || [];
     return el(
       "section",
       { class: "in-run" },
-      el("h3", { dir: "auto" }, `${other.name}, ${columns.partner_layer[slug]}`),
-      faint(`The run's best: ${told}${chance}.`),
+      el("h3", { dir: "auto" }, `${other.name}, ${columns.partner_layer[slug]}`, el("span", { class: "faint" }, told, chance)),
       list.length ? list.map((one, place) => partner(table, other, one, place, found)) : faint("No partner."),
     );
   };

@@ -200,12 +200,14 @@
     return built.root;
   };
 
-  /* The address of a layer's list as it was last seen and the features in its order, for the pages of features. */
-  explorer.lastList = (table) => {
+  /* The address of a layer's list as it was last seen, and the features in its order; all of the layer's where
+     `feature` is not among them. */
+  explorer.lastList = (table, feature) => {
     const last = built && built.table === table ? built : null;
-    const state = last ? last.state : { run: table.run.slug, layer: table.layer };
-    const shown = last ? last.shown : explorer.view(table, {}).shown;
-    return { link: explorer.listLink(state), features: shown.map((index) => table.columns.feature[index]) };
+    const link = explorer.listLink(last ? last.state : { run: table.run.slug, layer: table.layer });
+    const numbers = ({ shown }) => shown.map((index) => table.columns.feature[index]);
+    const listed = numbers(last || explorer.view(table, {}));
+    return { link, features: listed.includes(feature) ? listed : numbers(explorer.view(table, { dense: "1" })) };
   };
 
   explorer.focusSearch = () => built.filters.search.focus();
