@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
+MEANINGLESS = {  # what is made, and the flags that would change nothing about it
+    "report": ("features", "top", "sheet", "grid", "compare", "png"),
+    "html": ("features", "top", "sheet", "grid", "png"),
+    "sheet": ("compare", "png"),
+    "": ("grid",),
+}
 
 
 @script
@@ -115,6 +121,12 @@ def check(parser: Parser, arguments: Namespace):
         parser.error("--min_group and --max_group are given together")
     if arguments.serve is not None and (arguments.report or (arguments.run and not arguments.html)):
         parser.error("--serve goes with --html, or stands alone")
+    mode = next((flag for flag in ("report", "html", "sheet") if getattr(arguments, flag)), "")
+    for name in MEANINGLESS[mode]:
+        if getattr(arguments, name):
+            parser.error(
+                f"--{name} means nothing {f'to --{mode}' if mode else 'without --sheet'}: leave it out"
+            )
 
 
 def grid(text: str) -> tuple[int, int]:

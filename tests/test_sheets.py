@@ -150,6 +150,23 @@ def test_a_layer_of_8192_features_of_which_6_live(here, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--run A --grid 2x2", "--grid means nothing without --sheet"),
+        ("--run A --sheet 1 --png", "--png means nothing to --sheet"),
+        ("--report A B --top 3", "--top means nothing to --report"),
+        ("--run A --sheet 1 --grid 0x3", "'0x3' is no grid"),
+        ("--run A --thumb 4", "'4' is no size"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        show.main(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_a_figure_is_a_grid_of_squares_in_order(here):
     """2 x 2 of the four highest rows, the fourth of which is missing; the squares are the pictures' middles."""
     codes = scipy.sparse.csr_array(np.array([[1.0], [4.0], [3.0], [2.0]]))
