@@ -11,8 +11,9 @@ import pytest
 from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
+NOUNS = ["wrappedmodels", "sae", "data", "features", "parts", "original"]
 install_import_hook(
-    ["wrappedmodels", "sae", "data", "features", "parts", "training", "comparing"], "beartype.beartype"
+    [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld"], "beartype.beartype"
 )
 
 
