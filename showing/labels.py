@@ -12,13 +12,14 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from comparing.sharedness import PRESENT
 from features import Run
+from parts import Csr
 from plumbing import files
 from plumbing.errors import UserError
 
@@ -144,7 +145,7 @@ def labelled(
     return write(run, layer, named)
 
 
-def names_of(run: Run, layer: str, codes: Any, captions: Sequence[Sequence[str]]) -> dict[int, str]:
+def names_of(run: Run, layer: str, codes: Csr, captions: Sequence[Sequence[str]]) -> dict[int, str]:
     """The `text` of the label of each of a layer's features that has a name, worked out where labels.csv has none.
 
     `codes` is the layer's features, scipy.sparse [row, feature]; `captions` are those of each row.
@@ -220,7 +221,7 @@ def _read(file: Path) -> list[Label]:
 def _label(file: Path, line: int, row: dict[str, str]) -> Label:
     """A line's label. Errors: a feature or an r that is no number, more cells than the first line has."""
 
-    def number(column: str, kind: type) -> float:
+    def number(column: str, kind: type) -> int | float:
         try:
             return kind(row[column])
         except ValueError:
