@@ -1,6 +1,6 @@
 """Each feature's held-out correlation with another run, and its standard error, by cluster."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from comparing.influence import feature_errors, streamed_feature_errors
 from comparing.reader import Reader, own_share
 from comparing.sides import DEFAULTS, Sides
 from plumbing.errors import UserError
-from plumbing.processes import add_up
+from plumbing.processes import add_up, team
 
 COLUMN_BYTES = 24  # of a stored entry of the few features that errors are worked out for at a time
 
@@ -36,13 +36,27 @@ def in_last_layers(run: features.Run, layer: str, others: Sequence[features.Run]
     sides = Sides([run, *others], Reader(), DEFAULTS)
     if sides.clusters(run, *others).n < FEWEST:
         raise UserError(f"{run.n_samples} samples are too few for held-out correlations: leave out --compare")
-    return {
-        other.name: presence(Layer(run, layer), Layer(other, other.layers[-1]), sides) for other in others
-    }
+    return presences(
+        Layer(run, layer), {other.name: Layer(other, other.layers[-1]) for other in others}, sides
+    )
+
+
+def presences(source: Layer, targets: Mapping[str, Layer], sides: Sides) -> dict[str, Presence]:
+    """What a layer's features find in each of other layers, by their names; processes share the layers out."""
+    rank, world = team()
+    found = {name: np.zeros((3, sides.reader.n_features(source))) for name in targets}
+    for number, (name, target) in enumerate(targets.items()):
+        mine = number * world // len(targets) == rank
+        if mine or not sides.fit(source, target):  # then its rows are shared out
+            arrays = presence(source, target, sides)
+            found[name][:] = arrays if mine else 0  # zeros elsewhere, so that the sum is the one copy
+    for arrays in found.values():
+        add_up(arrays)
+    return {name: Presence(*arrays) for name, arrays in found.items()}
 
 
 def presence(source: Layer, target: Layer, sides: Sides) -> Presence:
-    """What a layer's features find in another run's layer; every process works it out."""
+    """What a layer's features find in another; every process has to call this where the two do not fit."""
     groups = sides.clusters(source.run, target.run)
     if sides.fit(source, target):
         both = sides.side(source), sides.side(target)

@@ -43,6 +43,16 @@ class Sharedness(NamedTuple):
     counts: dict[str, int] | None = None
     other_seed: str | None = None
 
+    @property
+    def share(self) -> np.ndarray:
+        """S as a share of the layer's, float64 [rank]."""
+        return self.total / max(self.total.sum(), np.finfo(float).tiny)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """Delta / S, the least rho² over G less the highest over H, float64 [rank]; 0 where S is."""
+        return np.divide(self.delta, self.total, out=np.zeros(len(self.delta)), where=self.total > 0)
+
 
 def sharedness(
     run: features.Run,
@@ -62,7 +72,7 @@ def sharedness(
     from comparing.clusters import FEWEST  # numba comes with these, and takes half a second
     from comparing.draws import Layer
     from comparing.halves import counted
-    from comparing.per_feature import presence
+    from comparing.per_feature import presences
     from comparing.reader import Reader
     from comparing.references import other_seed
     from comparing.sides import DEFAULTS, Sides
@@ -71,7 +81,9 @@ def sharedness(
     others = {other.name: other for other in (*min_group, *max_group)}
     everyone = others | ({seed.name: seed} if seed is not None else {})
     own, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), DEFAULTS)
-    found = {name: presence(own, Layer(other, other.layer(layer)), sides) for name, other in everyone.items()}
+    found = presences(
+        own, {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}, sides
+    )
     total = sides.moments(own).total.sum(0)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from comparing.clusters import Clusters, folds
+from comparing.clusters import Clusters
 from comparing.discoveries import discovered_share
 from comparing.found import Found, Influence, weighted
-from comparing.halves import Side
-from comparing.heldout import matched
 from comparing.influence import held_out
 from comparing.results import Score
 
@@ -106,13 +104,3 @@ def coverage_by_band(found: Found, at: float = 0.3) -> dict[str, float]:
         if weight.sum() > 0:
             bands[f"{low}-{high}"] = weighted((found.matched.held_out >= at).astype(float), weight)
     return bands
-
-
-def fold_scores(source: Side, target: Side, clusters: Clusters, k: int) -> list[float]:
-    """The held-out score on each of `k` disjoint parts of the clusters, float [fold]."""
-    fold, scores = folds(clusters, k), []
-    for number in range(k):
-        rows = np.flatnonzero(fold == number)
-        x, y = (Side(side.codes.take(rows), side.half[rows], side.min_active) for side in (source, target))
-        scores.append(held_out(matched(x, y)[0], x.total, x.counted))
-    return scores

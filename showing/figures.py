@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,20 +14,18 @@ from comparing.results import Direction, axes, grid, number
 from comparing.sharedness import Sharedness
 from plumbing import files
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # which colour-blind readers tell apart (Okabe and Ito)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # which colour-blind readers tell apart (Okabe and Ito)
 
 
 def plot_sharedness(file: Path, shared: Sharedness, first: Int[np.ndarray, " place"]):
-    """Delta against S of every live feature, the first ones in orange and named where there is room."""
+    """Delta against S of every live feature by its status, the first ones named where there is room."""
     figure = Figure((8, 5.5), layout="constrained")
     space = figure.subplots()
     live = np.flatnonzero(shared.total > 0)
-    rest = live[len(first) :]
     space.axhline(0, color="0.6", linewidth=0.8)
-    space.scatter(shared.total[rest], shared.delta[rest], 9, BLUE, label="features")
-    space.scatter(
-        shared.total[first], shared.delta[first], 22, ORANGE, marker="D", label=f"first {len(first)}"
-    )
+    for (words, colour, marker, size), places in drawn(shared, live, first):
+        label = f"{words}: {len(places)}"
+        space.scatter(shared.total[places], shared.delta[places], size, colour, marker=marker, label=label)
     space.set_xscale("log")
     middle = max(np.median(np.abs(shared.delta[live])), 1e-9) if len(live) else 1.0
     space.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(middle)))  # a power of ten: labels keep apart
@@ -37,6 +36,35 @@ def plot_sharedness(file: Path, shared: Sharedness, first: Int[np.ndarray, " pla
     space.set_title(f"{shared.source}, {shared.layer}: {groups}", fontsize=10, wrap=True)
     space.legend(frameon=False, loc="best")
     save(figure, file)
+
+
+class Points(NamedTuple):
+    """How one kind of features is drawn."""
+
+    words: str
+    colour: str
+    marker: str
+    size: int
+
+
+KINDS = {  # by whether a feature is surely present in all of G, and surely absent in all of H
+    (False, False): Points("neither", "0.65", ".", 12),
+    (False, True): Points("absent in all of H only", BLUE, "v", 12),
+    (True, False): Points("present in all of G only", GREEN, "^", 14),
+    (True, True): Points("both", ORANGE, "D", 24),
+}
+
+
+def drawn(
+    shared: Sharedness, live: Int[np.ndarray, " live"], first: Int[np.ndarray, " first"]
+) -> list[tuple[Points, np.ndarray]]:
+    """The places of the live features of each kind, the kind that matters most on top; without statuses, the first."""
+    if shared.status is None:
+        rest = live[len(first) :]
+        return [(Points("features", BLUE, "o", 9), rest), (Points("first", ORANGE, "D", 22), first)]
+    status = [shared.status[place] for place in live]
+    kinds = [(text.startswith("present"), text.endswith("absent")) for text in status]
+    return [(points, live[[own == kind for own in kinds]]) for kind, points in KINDS.items()]
 
 
 def name_points(space: Axes, shared: Sharedness, first: Int[np.ndarray, " place"]):

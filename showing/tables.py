@@ -50,7 +50,7 @@ def sharedness_columns(shared: Sharedness, names: Mapping[int, str]) -> dict[str
         columns["name"] = np.array([names.get(feature, "") for feature in shared.feature.tolist()])
     if shared.status is not None:
         columns["status"] = np.array(shared.status)
-    columns |= {"Delta": shared.delta, "S": shared.total}
+    columns |= {"Delta": shared.delta, "g2-h2": shared.gap, "S": shared.total, "S %": 100 * shared.share}
     return columns | {f"rho {name}": values for name, values in shared.rho.items()}
 
 
@@ -74,7 +74,10 @@ def print_sharedness(
         print("".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)))
     if shared.held_out is not None:
         print(
-            "\nunder a run: the held-out correlation with its best partner there; present, absent: surely at least .3"
+            "\nDelta = S (g2-h2): the least r² over G less the highest over H, of all samples; S %: of the layer's S"
+        )
+        print(
+            "under a run: the held-out correlation with its best partner there; present, absent: surely at least .3"
         )
         print(
             "in all of G, surely at most .2 in all of H, else the run that breaks it; Delta above 0 is not yet absent"
@@ -105,7 +108,7 @@ def sharedness_csv(shared: Sharedness, names: Mapping[int, str]) -> str:
 
 def sharedness_json(source: Run, shared: Sharedness, names: Mapping[int, str]) -> str:
     """Every field of `shared`, for every feature, and the `names` by feature."""
-    arrays = {name: getattr(shared, name).tolist() for name in ("feature", "delta", "total")}
+    arrays = {name: getattr(shared, name).tolist() for name in ("feature", "delta", "gap", "total", "share")}
     tables = {
         key: {name: values.tolist() for name, values in table.items()}
         for key, table in (("rho", shared.rho), ("held_out", shared.held_out), ("error", shared.error))

@@ -13,8 +13,9 @@ import comp_sharedness
 import comparing
 import data
 import features
-from comparing import reader
+from comparing import per_feature, reader
 from plumbing.errors import UserError
+from plumbing.processes import Team
 from showing import figures
 
 
@@ -85,7 +86,7 @@ def test_one_percent_is_printed_unless_told(capsys):
     found = comp_sharedness.main(arguments)
     rows = capsys.readouterr().out.splitlines()
     start = next(i for i, row in enumerate(rows) if row.split()[:1] == ["feature"])
-    assert rows[start].split() == ["feature", "Delta", "S", "rho", "G", "rho", "M"]
+    assert rows[start].split() == ["feature", "Delta", "g2-h2", "S", "S", "%", "rho", "G", "rho", "M"]
     assert [int(row.split()[0]) for row in rows[start + 1 :]] == found.feature[found.total > 0][:3].tolist()
     comp_sharedness.main([*arguments, "--top", "7"])
     assert len(capsys.readouterr().out.splitlines()) == start + 1 + 7
@@ -95,10 +96,12 @@ def test_csv_and_json_hold_every_feature():
     five_runs()
     found = comp_sharedness.main([*ARGUMENTS, "--csv", "delta.csv", "--json", "delta.json"])
     rows = list(csv.DictReader(Path("delta.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["feature", "Delta", "S", "rho G1", "rho G2", "rho H1", "rho H2"]
+    assert list(rows[0]) == ["feature", "Delta", "g2-h2", "S", "S %", "rho G1", "rho G2", "rho H1", "rho H2"]
     assert [int(row["feature"]) for row in rows] == found.feature.tolist()
     assert [float(row["Delta"]) for row in rows] == found.delta.tolist()
+    assert sum(float(row["S %"]) for row in rows) == pytest.approx(100)
     document = json.loads(Path("delta.json").read_text())
+    np.testing.assert_allclose(np.multiply(document["gap"], document["total"]), document["delta"])
     assert document["delta"] == found.delta.tolist()
     assert document["rho"]["G2"] == found.rho["G2"].tolist()
     assert (document["min_group"], document["max_group"]) == (["G1", "G2"], ["H1", "H2"])
@@ -202,10 +205,26 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     printed = capsys.readouterr().out
     assert "active often enough: 4, present in all of G: 3, absent in all of H: 3, both: 2" in printed
     assert json.loads(Path("a.json").read_text())["status"] == found.status
+    kinds = {points.words: len(at) for points, at in figures.drawn(found, np.arange(5), np.arange(5))}
+    assert kinds == {"neither": 1, "absent in all of H only": 1, "present in all of G only": 1, "both": 2}
     row = next(csv.DictReader(Path("a.csv").read_text().splitlines()))
     assert float(row["held out G"]) == pytest.approx(1)
     assert float(row["low G"]) <= float(row["held out G"]) <= float(row["high G"])
     assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
+
+
+def test_two_processes_share_out_the_runs_and_both_get_all(monkeypatch):
+    five_runs()
+    runs = [features.open_run(name) for name in ("M", "G1", "G2", "H1", "H2")]
+    alone = comparing.sharedness(runs[0], runs[1:3], runs[3:])
+    gathered = [[], []]
+    for rank in (0, 1):
+        monkeypatch.setattr(per_feature, "team", lambda rank=rank: Team(rank, 2))
+        monkeypatch.setattr(per_feature, "add_up", lambda array, rank=rank: gathered[rank].append(array))
+        comparing.sharedness(runs[0], runs[1:3], runs[3:])
+    for first, second, name in zip(*gathered, ("G1", "G2", "H1", "H2"), strict=True):
+        assert first.any() != second.any(), "one of the two did the work"
+        np.testing.assert_array_equal((first + second)[2][alone.feature], alone.rho[name])
 
 
 def test_statuses_are_the_same_where_no_layer_fits_into_memory(monkeypatch):

@@ -181,18 +181,6 @@ def test_a_shared_nuisance_shows_within_its_strata_and_the_root_is_scored_like_x
     assert got.held_out_sqrt == pytest.approx(root.held_out, abs=1e-6)
 
 
-def test_folds_are_scored_alone():
-    made = world(SMALL, 0.5, 0)
-    (A, B), groups = sides([made.A, made.B])
-    scores = trust.fold_scores(A, B, groups, 3)
-    rows = np.flatnonzero((groups.key >> np.uint64(1)) % np.uint64(3) == 1)
-    x, y = (Side(codes[rows], groups.half[rows]) for codes in (made.A, made.B))
-    assert scores[1] == pytest.approx(held_out(matched(x, y)[0], x.total, x.counted))
-    assert np.mean(scores) == pytest.approx(
-        trust.score(evidence(Held([A], [B]), groups).forward["last_layer"], groups).held_out, abs=0.02
-    )
-
-
 def test_a_difference_is_paired_over_samples():
     made, other = world(SMALL, 0.5, 0), world(SMALL, 0.5, 0)
     (A, B, B2), groups = sides([made.A, made.B, made.B2])

@@ -14,6 +14,8 @@ import wmppc
 from comparing import trust
 from comparing.clusters import clusters
 from comparing.halves import Side
+from comparing.heldout import matched
+from comparing.influence import held_out
 from comparing.passes import Held, evidence
 from comparing.results import harmonic_mean
 
@@ -140,10 +142,15 @@ def test_a_difference_of_equal_targets_is_none_and_of_others_is_that_of_the_scor
 
 
 def test_folds_are_scores_of_disjoint_parts(capsys):
-    two_runs()
+    a, b = two_runs()
     wmppc.main([*PAIR, "--folds", "2", "--min_active", "5", "--json", "f.json"])
     folds = json.loads(Path("f.json").read_text())["folds"]
     assert len(folds["forward"]) == len(folds["backward"]) == 2
+    groups = clusters([f"sample{row}.png" for row in range(N_ROWS)])
+    rows = np.flatnonzero((groups.key >> np.uint64(1)) % np.uint64(2) == 1)
+    x, y = (Side(layers["layer1"][rows], groups.half[rows], 5) for layers in (a, b))
+    alone = held_out(matched(x, y)[0], x.total, x.counted)
+    assert folds["forward"][1] == pytest.approx(alone, abs=1e-7)
     whole = wmppc.main([*PAIR, "--min_active", "5"])[0].wmppc["last_layer"].held_out
     assert np.mean(folds["forward"]) == pytest.approx(whole, abs=0.08)
     assert "held out on 2 folds, A -> B" in capsys.readouterr().out
