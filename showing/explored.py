@@ -172,7 +172,7 @@ def decoder_neighbours(
     return nearest, cosines
 
 
-def short(value: float | None) -> float | None:
+def short(value: float | np.floating | None) -> float | None:
     """Three digits of a number; None for what JSON cannot hold."""
     return (
         float(f"{value:.3g}") if isinstance(value, (int, float, np.number)) and math.isfinite(value) else None

@@ -221,7 +221,7 @@ def _read(file: Path) -> list[Label]:
 def _label(file: Path, line: int, row: dict[str, str]) -> Label:
     """A line's label. Errors: a feature or an r that is no number, more cells than the first line has."""
 
-    def number(column: str, kind: type) -> int | float:
+    def number(column: str, kind: type) -> float:
         try:
             return kind(row[column])
         except ValueError:

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 NOUNS = ["wrappedmodels", "sae", "data", "features", "parts", "original"]
 install_import_hook(
-    [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld"], "beartype.beartype"
+    [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld"], "type_checks.checked"
 )
 
 
