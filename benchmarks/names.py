@@ -14,7 +14,7 @@ import data
 import features
 from plumbing.commandline import Parser, script
 from showing import names, words
-from toyworld import scenes
+from toyworld import scenes, telling, things
 
 ROWS, WIDTH, ACTIVE = 118_287, 8192, 32  # COCO's pictures, and a layer of an SAE over them
 VOCABULARY, CAPTION = 12_000, 11  # words in all, and a caption
@@ -75,15 +75,15 @@ def planted(run: features.Run) -> str:
 def synonyms() -> dict[str, set[str]]:
     """The words of each planted factor of a thing."""
     tables = {
-        "shape": scenes.SHAPES,
-        "size": scenes.SIZES,
-        "colour": {colour: (colour,) for colour in scenes.COLOURS},
+        "shape": things.SHAPES,
+        "size": things.SIZES,
+        "colour": {colour: (colour,) for colour in things.COLOURS},
     }
     found = {
         f"{group}={value}": set(told) for group, table in tables.items() for value, told in table.items()
     }
-    for row, column in map(str.split, scenes.POSITIONS):
-        rows = scenes.ROW_WORDS[row]
+    for row, column in map(str.split, things.POSITIONS):
+        rows = telling.ROW_WORDS[row]
         found[f"position={row} {column}"] = {column, *rows, *(f"{word} {column}" for word in rows)}
     return found
 

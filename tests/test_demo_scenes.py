@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toyworld import lessons, probe, scenes, train_encoders
+from toyworld import drawing, lessons, probe, scenes, telling, things, train_encoders
 
 ENCODERS = Path(__file__).parent.parent / "toyworld" / "weights"
 ROWS = range(3_000)
@@ -56,17 +56,17 @@ def test_rows_and_seeds_differ():
 
 
 def test_a_hand_drawn_scene_has_the_colours_asked_for_where_they_were_asked_for():
-    thing = scenes.Thing("square", "red", "large", "top right", 0, (0, 0))
-    canvas = scenes.draw(scenes.Scene((thing,), None, "neutral", "plain"))
-    assert tuple(canvas[8, 24]) == scenes.COLOURS["red"]
-    painted = (canvas != scenes.GREY).any(-1)
+    thing = things.Thing("square", "red", "large", "top right", 0, (0, 0))
+    canvas = drawing.draw(things.Scene((thing,), None, "neutral", "plain"))
+    assert tuple(canvas[8, 24]) == things.COLOURS["red"]
+    painted = (canvas != drawing.GREY).any(-1)
     assert painted.sum() == 12 * 12  # 10.5 pixels a side: the outermost are painted in part
     assert painted[:16, 16:].sum() == painted.sum()
 
 
-@pytest.mark.parametrize("radius", scenes.RADIUS.values())
+@pytest.mark.parametrize("radius", drawing.RADIUS.values())
 def test_a_disc_covers_its_area(radius):
-    area = scenes._coverage("disc", radius).sum() / scenes.FINE**2
+    area = drawing._coverage("disc", radius).sum() / drawing.FINE**2
     assert area == pytest.approx(np.pi * radius**2, rel=0.02)
 
 
@@ -105,7 +105,7 @@ def test_what_is_in_one_side_only_is_independent_of_all_else(planted):
 
 def test_captions_know_nothing_of_the_ground_and_pictures_nothing_of_the_style():
     told = {word for row in range(500) for caption in scenes.captions(row) for word in words(caption)}
-    assert not told & {*scenes.BACKGROUNDS, *scenes.TEXTURES}
+    assert not told & {*things.BACKGROUNDS, *things.TEXTURES}
     by_caption = [scenes.factors(11, caption) for caption in range(5)]
     differing = {name for name in by_caption[0] if len({factors[name] for factors in by_caption}) > 1}
     assert differing
@@ -119,17 +119,17 @@ def meant(words_said: list[str], table: dict) -> set[str]:
 @pytest.mark.parametrize("caption", range(5))
 def test_captions_are_true(caption):
     for row in range(200):
-        text, things = scenes.captions(row)[caption], scenes.scene(row).things
+        text, shown = scenes.captions(row)[caption], scenes.scene(row).things
         said, factors = words(text), scenes.factors(row, caption)
-        assert meant(said, scenes.SHAPES) == {thing.shape for thing in things}
-        assert meant(said, scenes.SIZES) == {thing.size for thing in things}
-        assert {word for word in said if word in scenes.COLOURS} == {thing.colour for thing in things}
+        assert meant(said, things.SHAPES) == {thing.shape for thing in shown}
+        assert meant(said, things.SIZES) == {thing.size for thing in shown}
+        assert {word for word in said if word in things.COLOURS} == {thing.colour for thing in shown}
         assert ("three" in said) == factors["count=3"]
-        if len(things) == 1:
-            rows, columns = meant(said, scenes.ROW_WORDS), {"left", "right"} & set(said)
+        if len(shown) == 1:
+            rows, columns = meant(said, telling.ROW_WORDS), {"left", "right"} & set(said)
             assert factors[f"position={rows.pop()} {columns.pop()}"]
-        (style,) = (name for name in scenes.STYLES if factors[f"style={name}"])
-        assert text.startswith(scenes.STYLES[style])
+        (style,) = (name for name in telling.STYLES if factors[f"style={name}"])
+        assert text.startswith(telling.STYLES[style])
 
 
 def test_the_thing_named_first_stands_where_the_caption_says():
@@ -137,10 +137,10 @@ def test_the_thing_named_first_stands_where_the_caption_says():
     for row in range(200):
         for number, text in enumerate(scenes.captions(row)):
             factors = scenes.factors(row, number)
-            relation = [name for name in scenes.RELATIONS if factors[f"relation={name}"]]
+            relation = [name for name in telling.RELATIONS if factors[f"relation={name}"]]
             if not relation:
                 continue
-            spoken = next(words for words in scenes.RELATIONS[relation[0]][::-1] if f" {words} a " in text)
+            spoken = next(words for words in telling.RELATIONS[relation[0]][::-1] if f" {words} a " in text)
             first, second = text.split(f" {spoken} a ")
             first, second = (where(part, scenes.scene(row).things) for part in (first, second))
             assert stands(first, relation[0], second)
@@ -148,13 +148,11 @@ def test_the_thing_named_first_stands_where_the_caption_says():
     assert checked > 250
 
 
-def where(part: str, things) -> list[tuple[int, int]]:
+def where(part: str, shown) -> list[tuple[int, int]]:
     """Row and column of every thing that fits what a part of a caption says of its colour and shape."""
     said = words(part)
-    fitting = [
-        thing for thing in things if thing.colour in said and thing.shape in meant(said, scenes.SHAPES)
-    ]
-    return [scenes.POSITIONS[thing.position] for thing in fitting]
+    fitting = [thing for thing in shown if thing.colour in said and thing.shape in meant(said, things.SHAPES)]
+    return [things.POSITIONS[thing.position] for thing in fitting]
 
 
 def stands(first, relation: str, second) -> bool:
@@ -164,8 +162,8 @@ def stands(first, relation: str, second) -> bool:
 
 def test_the_vocabulary_is_exactly_what_captions_say():
     said = {word for row in range(1_000) for caption in scenes.captions(row) for word in words(caption)}
-    assert said == {*scenes.WORDS, *scenes.PUNCTUATION}
-    assert len(scenes.WORDS) == 49
+    assert said == {*telling.WORDS, *telling.PUNCTUATION}
+    assert len(telling.WORDS) == 49
 
 
 # ---- the committed encoders

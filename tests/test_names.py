@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 
 from showing import names, words
-from toyworld import scenes
+from toyworld import scenes, telling, things
 
 ROWS = 1000
 
@@ -103,16 +103,16 @@ def test_r_is_pearsons_of_activation_and_presence(toy):
 
 def test_a_feature_of_a_planted_factor_is_named_by_one_of_its_synonyms(toy):
     grouped = {  # here, never in the product
-        "shape": scenes.SHAPES,
-        "size": scenes.SIZES,
-        "colour": {colour: (colour,) for colour in scenes.COLOURS},
+        "shape": things.SHAPES,
+        "size": things.SIZES,
+        "colour": {colour: (colour,) for colour in things.COLOURS},
         "position": {
             f"{row} {column}": {
                 column,
-                *scenes.ROW_WORDS[row],
-                *(f"{word} {column}" for word in scenes.ROW_WORDS[row]),
+                *telling.ROW_WORDS[row],
+                *(f"{word} {column}" for word in telling.ROW_WORDS[row]),
             }
-            for row, column in map(str.split, scenes.POSITIONS)
+            for row, column in map(str.split, things.POSITIONS)
         },
     }
     planted = {f"{group}={value}": told for group, table in grouped.items() for value, told in table.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from toyworld import scenes
+from toyworld import scenes, things
 
 WIDTH, BLOCKS, HEADS, PATCH = 96, 3, 3, 8
 CONTEXT = 24  # tokens; the longest caption has 20 and two special ones
@@ -56,7 +56,7 @@ class Training:
 def shapes_of(row: int, seed: int) -> list[float]:
     """1 for each of the six shapes that a scene shows, else 0."""
     shown = {thing.shape for thing in scenes.scene(row, seed).things}
-    return [float(shape in shown) for shape in scenes.SHAPES]
+    return [float(shape in shown) for shape in things.SHAPES]
 
 
 def fit(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from toyworld import scenes
+from toyworld import drawing, telling, things
 from toyworld.lessons import BLOCKS, CONTEXT, HEADS, MEAN, PATCH, STD, WIDTH, Recipe, Training, fit
 
 # ---- CLIP: the picture and the caption of a scene find each other in a batch (arXiv 2103.00020)
@@ -45,7 +45,7 @@ def save_clip_config(folder: Path, tokenizer: PreTrainedTokenizerFast):
     model = {
         "embed_dim": WIDTH,
         "vision_cfg": {
-            "image_size": scenes.SIDE,
+            "image_size": drawing.SIDE,
             "patch_size": PATCH,
             "layers": BLOCKS,
             "width": WIDTH,
@@ -60,7 +60,7 @@ def save_clip_config(folder: Path, tokenizer: PreTrainedTokenizerFast):
             "hf_tokenizer_name": "local",  # any name: it says that the tokenizer is the one in this folder
         },
     }
-    preprocess = {"mean": [MEAN] * 3, "std": [STD] * 3, "size": scenes.SIDE}
+    preprocess = {"mean": [MEAN] * 3, "std": [STD] * 3, "size": drawing.SIDE}
     tokenizer.save_pretrained(folder)
     config = {"model_cfg": model, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -71,7 +71,7 @@ def word_tokenizer(begin: str, end: str, mask: str | None = None) -> PreTrainedT
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     special = ["<pad>", "<unk>", begin] + ([mask] if mask else [])
-    names = [*special, *scenes.PUNCTUATION, *scenes.WORDS, end]
+    names = [*special, *telling.PUNCTUATION, *telling.WORDS, end]
     ids = {name: number for number, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -101,8 +101,8 @@ def train_vit(data: Training, recipe: Recipe, folder: Path):
     """Tell from the pooled first token which of the six shapes a picture shows."""
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-    model = ViTModel(ViTConfig(image_size=scenes.SIDE, patch_size=PATCH, **sizes())).train()
-    head = nn.Linear(WIDTH, len(scenes.SHAPES))
+    model = ViTModel(ViTConfig(image_size=drawing.SIDE, patch_size=PATCH, **sizes())).train()
+    head = nn.Linear(WIDTH, len(things.SHAPES))
 
     def loss_of_batch() -> Tensor:
         index = data.pick(recipe.batch)
@@ -111,7 +111,7 @@ def train_vit(data: Training, recipe: Recipe, folder: Path):
 
     fit("vit", [*model.parameters(), *head.parameters()], recipe, loss_of_batch)
     save_half(model, folder)
-    size = {"height": scenes.SIDE, "width": scenes.SIDE}
+    size = {"height": drawing.SIDE, "width": drawing.SIDE}
     ViTImageProcessor(size=size, image_mean=[MEAN] * 3, image_std=[STD] * 3).save_pretrained(folder)
 
 
@@ -161,7 +161,7 @@ def train_dino(data: Training, recipe: Recipe, folder: Path):
 
     common = sizes()
     del common["intermediate_size"]  # four times the width, by its own mlp_ratio
-    model = Dinov2Model(Dinov2Config(image_size=scenes.SIDE, patch_size=PATCH, **common)).train()
+    model = Dinov2Model(Dinov2Config(image_size=drawing.SIDE, patch_size=PATCH, **common)).train()
     student = Student(model)
     teacher = copy.deepcopy(student).requires_grad_(False)
     center = torch.zeros(256)
@@ -183,8 +183,8 @@ def train_dino(data: Training, recipe: Recipe, folder: Path):
     fit("dino", student.parameters(), recipe, loss_of_batch, follow)
     save_half(teacher.model, folder)
     BitImageProcessor(
-        size={"shortest_edge": scenes.SIDE},
-        crop_size={"height": scenes.SIDE, "width": scenes.SIDE},
+        size={"shortest_edge": drawing.SIDE},
+        crop_size={"height": drawing.SIDE, "width": drawing.SIDE},
         image_mean=[MEAN] * 3,
         image_std=[STD] * 3,
     ).save_pretrained(folder)

@@ -25,7 +25,7 @@ def probe(name: str, folder: Path, fit: int = 3_000, test: int = 1_000) -> dict[
     return {"clip image": probe_groups(image, fit) | found, "clip text": probe_groups(text, fit) | found}
 
 
-def load_clip(folder: Path) -> tuple[Any, Any, Any]:
+def load_clip(folder: Path) -> tuple[Any, ...]:
     """The model in evaluation mode, its picture transform, and its tokenizer."""
     import open_clip
 
