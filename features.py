@@ -26,9 +26,7 @@ from plumbing.errors import UserError
 
 FORMAT_VERSION = 2
 
-IDS_ONLY = (
-    1  # the older format, whose fingerprint is of the ids alone: it is worked out again from the samples
-)
+IDS_ONLY = 1  # the older format: its fingerprint is of the ids alone, and is computed anew from the samples
 
 ROOT = Path("sae_features")
 
@@ -39,6 +37,16 @@ MANIFEST = "run.json"
 RANDOM_SAE = "random"  # `recipe` of a run whose SAEs are random dictionaries that were never trained
 
 UNFINISHED = "unfinished.json"  # the mark of a command that is not done (training/unfinished.py)
+
+
+class Encoder(TypedDict, total=False):
+    """What run.json says of the encoder."""
+
+    model: str
+    checkpoint: str
+    modality: str
+    blocks: str | None  # as typed; None: the registry's
+    random_weights: int | None
 
 
 class Dataset(TypedDict, total=False):
@@ -59,7 +67,7 @@ class Manifest(TypedDict, total=False):
     layers: list[str]
     n_samples: int
     dataset: Dataset
-    encoder: dict[str, str | int | None]  # `model`, `checkpoint`, `modality`, and what else was asked for
+    encoder: Encoder
     unreadable: list[dict[str, str]]
     token: str
     activation: str
@@ -124,6 +132,11 @@ class Run(NamedTuple):
         if name not in self.layers:
             raise UserError(f"run {self.name!r} has no layer {number}; it has {', '.join(self.layers)}")
         return name
+
+    def score(self, name: str, layer: str) -> float | None:
+        """The manifest's `fvu`, `l0`, … of a layer's SAE; None where it does not say."""
+        scores = dict(self.manifest).get(name)
+        return scores.get(layer) if isinstance(scores, dict) else None
 
     def d_sae(self, layer: str) -> int:
         """The number of latents of a layer's SAE."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import features
 from comparing.results import Comparison, Control, Direction, Reference, Score
@@ -151,7 +151,7 @@ def _same_samples(run: features.Run, other: features.Run) -> bool:
     return (run.fingerprint, run.n_samples) == (other.fingerprint, other.n_samples)
 
 
-def _encoder(run: features.Run) -> dict[str, Any]:
+def _encoder(run: features.Run) -> features.Encoder:
     return run.manifest.get("encoder") or {}
 
 
@@ -163,7 +163,7 @@ def _random(run: features.Run) -> Literal["encoder", "sae", None]:
     return "sae" if training.get("recipe") == features.RANDOM_SAE else None
 
 
-def _sae(run: features.Run) -> list[Any]:
+def _sae(run: features.Run) -> list[object]:
     manifest = run.manifest
     training = manifest.get("training") or {}
     sae = (manifest.get("sae") or {}).get(run.layers[-1])

@@ -49,7 +49,7 @@ def run_of(one: Browsed) -> Json:
     """A run's encoder and how good its SAE is."""
     manifest = one.run.manifest
     encoder, sae = manifest.get("encoder") or {}, (manifest.get("sae") or {}).get(one.layer) or {}
-    told = {name: short((manifest.get(name) or {}).get(one.layer)) for name in QUALITY}
+    told = {name: short(one.run.score(name, one.layer)) for name in QUALITY}
     return {
         "name": one.run.name,
         "slug": one.slug,

@@ -5,12 +5,12 @@ the r that the best word reaches when the captions are dealt out to other rows.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
-import scipy.sparse
 from jaxtyping import Float, Int
+from scipy.sparse import csc_array, csr_array
 
 from showing.words import Vocabulary
 
@@ -59,12 +59,12 @@ class Named(NamedTuple):
 class Scaled(NamedTuple):
     """A sparse matrix [row, column] float64, each column's mean, and 1 / standard deviation (0 where it is constant)."""
 
-    matrix: Any
+    matrix: csr_array | csc_array
     mean: np.ndarray
     inverse_sd: np.ndarray
 
     @staticmethod
-    def of(matrix: Any) -> "Scaled":
+    def of(matrix: csr_array | csc_array) -> "Scaled":
         n = max(matrix.shape[0], 1)
         mean, square = matrix.sum(axis=0) / n, matrix.power(2).sum(axis=0) / n
         variance = square - mean**2
@@ -72,10 +72,10 @@ class Scaled(NamedTuple):
         return Scaled(matrix, mean, varies / np.sqrt(np.where(varies, variance, 1)))
 
 
-def described(codes: Any, vocabulary: Vocabulary) -> list[Named]:
+def described(codes: csr_array | csc_array, vocabulary: Vocabulary) -> list[Named]:
     """The words of every feature of a layer; `codes` is scipy.sparse [row, feature]."""
     found = [Named([], 0.0, 0)] * codes.shape[1]
-    columns = scipy.sparse.csc_array(codes, dtype=np.float64)
+    columns = csc_array(codes, dtype=np.float64)
     live = np.flatnonzero(columns.power(2).sum(axis=0))
     if not vocabulary.shown or not live.size:
         return found
@@ -89,7 +89,7 @@ def described(codes: Any, vocabulary: Vocabulary) -> list[Named]:
     return found
 
 
-def chance(columns: Any, presence: Any) -> Float[np.ndarray, " feature"]:
+def chance(columns: csc_array, presence: csr_array) -> Float[np.ndarray, " feature"]:
     """The r that each feature's best word reaches when the rows of `presence` are shuffled.
 
     It is the highest of 100 such maxima: of several shuffles, of the feature and of those whose n_eff = (Σx²)² / Σx⁴
@@ -110,7 +110,7 @@ def chance(columns: Any, presence: Any) -> Float[np.ndarray, " feature"]:
     return highest
 
 
-def correlations(columns: Any, words: Scaled) -> Float[np.ndarray, "feature word"]:
+def correlations(columns: csc_array, words: Scaled) -> Float[np.ndarray, "feature word"]:
     """Pearson's r of every feature with every word; 0 where one of them is constant."""
     features = Scaled.of(columns)
     r = (columns.T @ words.matrix).toarray()
@@ -122,14 +122,14 @@ def correlations(columns: Any, words: Scaled) -> Float[np.ndarray, "feature word
     return r
 
 
-def _blocks(columns: Any, n_words: int) -> Iterator[tuple[int, Any]]:
+def _blocks(columns: csc_array, n_words: int) -> Iterator[tuple[int, csc_array]]:
     """Columns, as many at a time as CELLS allow, and the number of the first."""
     width = max(CELLS // max(n_words, 1), 1)
     for start in range(0, columns.shape[1], width):
         yield start, columns[:, start : start + width]
 
 
-def _words_of(block: Any, words: Scaled, vocabulary: Vocabulary) -> list[Named]:
+def _words_of(block: csc_array, words: Scaled, vocabulary: Vocabulary) -> list[Named]:
     """The words of a block of features, without their floors."""
     r = correlations(block, words)
     best = np.sort(np.argpartition(-r, min(CANDIDATES, r.shape[1]) - 1, axis=1)[:, :CANDIDATES], axis=1)
@@ -156,7 +156,7 @@ def _words_of(block: Any, words: Scaled, vocabulary: Vocabulary) -> list[Named]:
     return found
 
 
-def _highest(block: Any) -> Any:
+def _highest(block: csc_array) -> csc_array:
     """1 where a row is among a feature's TOP highest; equal activations go by row number."""
     rows: list[Int[np.ndarray, " top"]] = []
     for start, stop in zip(block.indptr, block.indptr[1:], strict=False):
@@ -165,4 +165,4 @@ def _highest(block: Any) -> Any:
         rows.append(block.indices[start:stop][active[order]])
     starts = np.cumsum([0, *map(len, rows)])
     flat = np.concatenate(rows)
-    return scipy.sparse.csc_array((np.ones(len(flat)), flat, starts), block.shape)
+    return csc_array((np.ones(len(flat)), flat, starts), block.shape)

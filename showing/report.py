@@ -153,14 +153,9 @@ def described(run: Run) -> dict[str, object]:
 def quality(run: Run, layer: str) -> list[str]:
     """The numbers of a layer's SAE, as they are printed; a dash for what the run does not tell."""
     sae = (run.manifest.get("sae") or {}).get(layer) or {}
-
-    def told(numbers: Mapping[str, float | None] | None) -> float | None:
-        return (numbers or {}).get(layer)
-
-    manifest = run.manifest
-    l0 = told(manifest.get("l0"))
-    fits = told(manifest.get("fvu")), told(manifest.get("fvu_recorded"))
-    shares = told(manifest.get("dead_fraction")), told(manifest.get("dense_fraction"))
+    l0 = run.score("l0", layer)
+    fits = [run.score(name, layer) for name in ("fvu", "fvu_recorded")]
+    shares = [run.score(name, layer) for name in ("dead_fraction", "dense_fraction")]
     return [
         *(str(sae.get(key, "-")) for key in ("d_sae", "k")),
         *map(number, fits),

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parts import Csr
+
 MANY_ROWS = 2000  # from so many rows on, a word counts that 20 of them hold; before, one that 3 hold
 FEWEST = {False: 3, True: 20}
 LONGEST = 40  # characters of a word that is looked up in the dictionary, and of one that is shown
@@ -39,7 +41,7 @@ class Vocabulary(NamedTuple):
     phrase's two words, -1 for a single word.
     """
 
-    presence: Any
+    presence: Csr
     shown: list[str]
     parts: np.ndarray
 
