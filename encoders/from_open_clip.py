@@ -24,9 +24,7 @@ from plumbing.errors import UserError
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "caption token"]]
 
-Tower = (
-    Any  # a module of open_clip's: torch says of any attribute of a module that it is a tensor or a module
-)
+Tower = Any  # a module of open_clip's, whose attributes torch types as tensors or modules, whatever they are
 
 
 def open_clip_name(name: str) -> tuple[str, str, str]:
@@ -122,7 +120,7 @@ def check_token(name: str, row: Row, pooled: str):
 
 
 class Reading(TypedDict, total=False):
-    """How a text tower is run, which of its tokens count, which one it pools: fields of `Parts`."""
+    """How a text tower is run, which tokens count, and which one it pools: fields of `Parts`."""
 
     forward: Callable[[Inputs], object]
     collate: Callable[[list[Inputs]], Inputs]

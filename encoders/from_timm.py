@@ -18,7 +18,7 @@ from plumbing.errors import UserError
 
 
 class Layout(TypedDict, total=False):
-    """Where an image tower has its blocks, and which of its tokens mean what: fields of `Parts`."""
+    """The blocks of an image tower, and what its tokens are: fields of `Parts`."""
 
     blocks: str
     token: str

@@ -1,4 +1,4 @@
-"""Names of checkpoints: folders, the Hugging Face cache, and the hub where it answers."""
+"""Find a checkpoint by its name: a folder, the Hugging Face cache, or the hub."""
 
 import contextlib
 import hashlib
@@ -12,18 +12,17 @@ from plumbing.errors import UserError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LFS = b"version https://git-lfs"  # how the file begins that Git keeps in place of a large one
-
+LFS = b"version https://git-lfs"  # the first bytes of a Git LFS pointer
 
 Built = TypeVar("Built")
 
 
 def from_hub(build: Callable[[], Built], name: str, repository: str) -> Built:
-    """Call `build` on what is cached; only where that fails and the hub answers, let it download.
+    """Call `build` on cached files alone; where that fails and the hub answers, call it again with downloads.
 
-    The hub's clients retry a dead network for 20 seconds a file and ask it even for what is cached.
-    An empty `repository` means that nothing can be downloaded.
-    Raises UserError where the name is unknown, neither cached nor reachable, or its files do not load.
+    Without a network the hub's clients take 20 seconds a file, cached or not, so they are not asked first.
+    An empty `repository`: nothing can be downloaded.
+    Error: the name is unknown, neither cached nor reachable, or its files do not load.
     """
     from huggingface_hub import constants
 
@@ -47,7 +46,7 @@ def from_hub(build: Callable[[], Built], name: str, repository: str) -> Built:
 
 
 def foreign_errors() -> tuple[type[Exception], ...]:
-    """What a library raises on files that it cannot use: damaged, of another version, or of a missing package."""
+    """The errors of libraries on files that are damaged, of another version, or need a package that is missing."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -56,7 +55,7 @@ def foreign_errors() -> tuple[type[Exception], ...]:
 
 
 class UnknownName(UserError):
-    """A name that is neither a folder, nor cached, nor found on the hub; `hint` says what to do besides."""
+    """A name that is neither a folder, nor cached, nor found on the hub; `hint`: what else to try."""
 
     def __init__(self, name: str, message: str, hint: str):
         super().__init__(f"{message}; {hint}")
@@ -64,9 +63,9 @@ class UnknownName(UserError):
 
 
 class OtherRow(UserError):
-    """A checkpoint that another row takes.
+    """A checkpoint that belongs to another row of the registry.
 
-    `model_type`: transformers' word for it; "" where only a row that asks the model can take it.
+    `model_type`: as transformers calls it; "" where only a row for any model can load it.
     """
 
     def __init__(self, message: str, model_type: str = ""):
@@ -75,13 +74,13 @@ class OtherRow(UserError):
 
 
 def reach(name: str, repository: str, offline: bool, missing: Exception):
-    """Ask the hub once, for at most five seconds, whether it has `repository`; UserError where it has not."""
+    """Ask the hub once, for at most five seconds, whether it has `repository`. Error: it has not."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     fetch = f"fetch it where there is a network with `hf download {repository}`"
     if offline:
-        # what is merely absent the libraries raise as one of these; else a file is there and does not load
+        # the libraries raise one of these where a file is missing; any other: it is there and does not load
         cause = "" if isinstance(missing, OSError | RuntimeError) else f" ({first_line(missing)})"
         raise UnknownName(
             name, f"{name!r} is not in the Hugging Face cache{cause} and HF_HUB_OFFLINE is set", fetch
@@ -105,7 +104,7 @@ def reach(name: str, repository: str, offline: bool, missing: Exception):
 
 
 def refuse_pointers(folder: str, patterns: tuple[str, ...] = ("*",)):
-    """UserError where a folder holds a pointer of Git LFS in place of a file of one of these names."""
+    """Refuse a folder in which a file that matches one of `patterns` is a Git LFS pointer."""
     for file in (
         file for pattern in patterns for file in sorted(Path(folder).glob(pattern)) if file.is_file()
     ):
@@ -116,7 +115,7 @@ def refuse_pointers(folder: str, patterns: tuple[str, ...] = ("*",)):
 
 @contextlib.contextmanager
 def quiet():
-    """Without the libraries' remarks on weights that nothing reads; what matters is raised."""
+    """Silence the libraries' warnings about unused weights; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -126,7 +125,9 @@ def quiet():
 
 
 def file_stamp(checkpoint: str) -> str:
-    """Names, sizes and dates of a folder's files, as sha256, or the commit of a snapshot in the hub's cache."""
+    """What changes when a checkpoint's files do: sha256 of a folder's file names, sizes and dates, or the commit in the
+    hub's cache; '' where there is neither.
+    """
     if folder := local_folder(checkpoint):
         found = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())
         lines = (f"{name} {state.st_size} {state.st_mtime_ns}\n" for name, state in found)
@@ -147,10 +148,9 @@ def hub_commit(repository: str) -> str:
 
 
 def local_folder(name: str) -> str:
-    """The folder that `name` (perhaps with `local-dir:`) is, seen from here or from the repository; or ''."""
-    path = name.removeprefix("local-dir:").replace(
-        "demo/encoders/", "toyworld/weights/"
-    )  # as old runs name it
+    """The folder that `name` means, looked for here and then in the repository; '' where there is none."""
+    path = name.removeprefix("local-dir:")
+    path = path.replace("demo/encoders/", "toyworld/weights/")  # where old runs say that the demo's are
     folder = next((folder for folder in (Path(path), ROOT / path) if folder.is_dir()), None)
     if folder is None and name != path:
         raise UserError(f"there is no folder {path!r}; write local-dir:FOLDER of an open_clip model")

@@ -1,4 +1,4 @@
-"""One item to tensors, and which tokens of a batch count."""
+"""Turn one item into tensors, and say which tokens of a batch count."""
 
 import re
 from collections.abc import Callable
@@ -22,24 +22,24 @@ def transformed(transform: Callable[[Image.Image], Tensor], picture: Image.Image
 
 
 def words(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
-    """True at every token that is no padding."""
+    """True at every token that is not padding."""
     return batch["input_ids"] != padding
 
 
 def words_and_last(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
-    """True at every token that is no padding, and at the last, which is the one that is pooled."""
+    """True at every token that is not padding, and at the last, which the model pools."""
     mask = words(padding, batch)
     mask[:, -1] = True
     return mask
 
 
 def words_and_one_more(padding: int, batch: Inputs) -> Bool[Tensor, "sample token"]:
-    """True at every token that is no padding, and at one that the model appends."""
+    """True at every token that is not padding, and at the one that the model appends."""
     return torch.nn.functional.pad(words(padding, batch), (0, 1), value=True)
 
 
 def as_text(special: list[str], caption: str) -> str:
-    """A caption whose spelled special tokens ("[SEP]") are read as text: a space breaks them up."""
+    """Put a space into special tokens that a caption spells out ("[SEP]"), so that they are read as text."""
     names = [re.escape(token) for token in special if len(token) > 2 and token.lower() in caption.lower()]
     if not names:
         return caption

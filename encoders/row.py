@@ -1,4 +1,4 @@
-"""A row of the table of encoders, which a loader reads. Nothing here needs torch, which takes seconds to import."""
+"""A row of the registry of encoders. Nothing here needs torch, which takes seconds to import."""
 
 from typing import NamedTuple, TypedDict
 

@@ -1,4 +1,4 @@
-"""Before hours are spent: does an encoder give tokens that can be trusted?"""
+"""The self-test of an encoder: two items tell, before hours are spent, whether its tokens can be trusted."""
 
 import contextlib
 import itertools
@@ -22,9 +22,9 @@ OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
 
 OTHER_ENCODER = "choose another encoder"
 
-SAME = 5e-4  # how far a recorded token may move with its batch mates, relative to its norm
+SAME = 5e-4  # the most that other items of the batch may change a recorded token, relative to its norm
 
-UNKNOWN = 0.5  # the share of unknown tokens above which a tokenizer is not the one of these captions
+UNKNOWN = 0.5  # above this share of unknown tokens, the tokenizer does not fit the captions
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ class Rows(Protocol):
 def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
     """Run one item alone and beside another, and refuse an encoder whose recorded tokens cannot be trusted.
 
-    Raises UserError, which says what is wrong and what could be done.
+    Error: it says what is wrong and what could be done.
     """
     with runs(encoder.checkpoint):
         batches = [
@@ -58,7 +58,7 @@ def self_test_on(encoder: WrappedModel, pairs: Rows, layers: list[int]):
 
 
 def two_items(encoder: WrappedModel, pairs: Rows) -> list[Item]:
-    """Two items of a data set that differ, of captions a short and a long one; their words must be known."""
+    """Two different items of a data set; of captions, the shortest and the longest. Error: their words are unknown."""
     items = first_items(encoder.modality, pairs)
     captions = [item for item in items if isinstance(item, str)]
     if not captions:
@@ -69,7 +69,7 @@ def two_items(encoder: WrappedModel, pairs: Rows) -> list[Item]:
 
 
 def first_items(modality: str, pairs: Rows) -> list[Item]:
-    """The captions of the first 64 rows, or the first picture (or sound) and the next that is another."""
+    """The captions of the first 64 rows, or the first picture (or sound) and the next one that differs."""
     if modality == "text":
         return [caption for row in range(min(64, len(pairs))) for caption in pairs.items(row, modality)]
     (first,) = pairs.items(0, modality)
@@ -85,7 +85,7 @@ def alike(one: Item, other: Item) -> bool:
 
 
 def check_words(encoder: WrappedModel, captions: list[str]):
-    """Say the share of unknown tokens where it is a tenth, and refuse an encoder that cannot read half of them."""
+    """Refuse a tokenizer that does not know half of the captions' tokens; above a tenth, print the share."""
     share = encoder.unknown_share(captions)
     said = f"the tokenizer of {encoder.checkpoint} does not know {share:.0%} of the tokens of the captions"
     if share > UNKNOWN:
@@ -95,7 +95,7 @@ def check_words(encoder: WrappedModel, captions: list[str]):
 
 
 def faults_of_form(encoder: WrappedModel, found: Activations) -> Iterator[str]:
-    """Outputs that are not one finite vector of the declared width for each token of the mask."""
+    """Yield layers that do not put out one finite vector of the declared width for each token of the mask."""
     for layer, tokens in found.layers.items():
         width = tokens.shape[2]
         if tokens.shape[:2] != found.mask.shape:
@@ -108,7 +108,7 @@ def faults_of_form(encoder: WrappedModel, found: Activations) -> Iterator[str]:
 
 
 def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
-    """An item that has other tokens, or another recorded one, beside another item than alone."""
+    """Yield what another item in the batch changes: the number of an item's tokens, or the recorded one."""
     counts = [int(found.mask[0].sum()) for found in (alone, beside)]
     if counts[0] != counts[1]:
         yield f"an item has {counts[0]} tokens alone and {counts[1]} beside another; {OTHER_ENCODER}"
@@ -120,11 +120,11 @@ def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
 
 
 def faults_of_token(encoder: WrappedModel, items: list[Item], found: Activations) -> Iterator[str]:
-    """A CLS that is no token of its own, or a recorded token that says nothing of its item."""
+    """Yield a first token that is not a CLS, and layers whose recorded token is the same for different items."""
     if encoder.token == "first":  # asked for, so that the original's numbers can be checked
         return
     if encoder.token == "cls" and not has_cls(encoder, items[0]):
-        yield "the first token of its blocks is not its CLS, which has no place among them; add --token mean"
+        yield "the first token of its blocks is not its CLS token, which does not pass through them; add --token mean"
     for layer in found.layers if len(items) > 1 else ():
         one, other = recorded(found, layer)
         if (one - other).norm() <= 1e-6 * one.norm():
@@ -132,7 +132,7 @@ def faults_of_token(encoder: WrappedModel, items: list[Item], found: Activations
 
 
 def has_cls(encoder: WrappedModel, item: Item) -> bool:
-    """Whether the first token is the same for an item and its opposite, as they go into the first block."""
+    """Whether an item and its opposite go into the first block with the same first token, as a CLS is."""
     batch = encoder.collate([encoder.preprocess(each) for each in (item, opposite(item))])
     tokens = first_input(encoder, batch)
     return tokens is not None and bool((tokens[0, 0] == tokens[1, 0]).all())
@@ -140,7 +140,7 @@ def has_cls(encoder: WrappedModel, item: Item) -> bool:
 
 def first_input(encoder: WrappedModel, batch: Inputs) -> Float[Tensor, "sample token d_in"] | None:
     """What goes into the block that runs first, as tokens; None where that is no tensor."""
-    named_singly = "," in encoder.path  # then the block in front of them all may not be among them
+    named_singly = "," in encoder.path  # then the first block of the list may not be among them
     parent = encoder.path.split(",")[0].rpartition(".")[0] if named_singly else ""
     blocks = [*list(block_lists(encoder.tower).get(parent, []))[:1], *encoder.blocks]
     with torch.no_grad():
@@ -187,7 +187,7 @@ def check_complete(encoder: WrappedModel):
             f"{encoder.checkpoint!r} lacks weights of its blocks or of what is in front of them: "
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
         )
-    encoder.parts = encoder.parts._replace(drawn={})  # some may be of a tower that is not wanted
+    encoder.parts = encoder.parts._replace(drawn={})  # frees those of a tower that is not used
 
 
 def reached_by_blocks(encoder: WrappedModel, weights: list[nn.Parameter]) -> set[int]:

@@ -16,9 +16,7 @@ class Trial(NamedTuple):
     n_tokens: list[int]  # one a layer
     trained: int  # tokens of the last layer that would train an SAE
     recorded: list[int]  # the positions that are recorded, in the last layer
-    unknown_share: (
-        float  # of the tokens of the captions that were tried; 0 for an encoder of another modality
-    )
+    unknown_share: float  # of the tokens of the captions that were tried; 0 for pictures and sounds
     seconds: float  # for one item, once everything is warm
 
     def lines(self) -> list[str]:

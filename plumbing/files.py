@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 Header = dict[str, Any]  # JSON that was read
 
-TEMPORARY = (
-    ".*.tmp*",
-    ".tmp*",
-)  # what a killed process may leave: our temporary names, and those of safetensors
+TEMPORARY = (".*.tmp*", ".tmp*")  # what a killed process may leave: our temporary names, and safetensors'
 
 
 def is_full(error: OSError) -> bool:

@@ -167,9 +167,8 @@ def decode_sound(content: bytes) -> Sound:
     import soundfile
 
     riff_bytes = int.from_bytes(content[4:8], "little") + 8
-    if (
-        content[:4] == b"RIFF" and len(content) < riff_bytes < 2**32 - 1
-    ):  # soundfile would return what is there
+    # soundfile would return the part that is there
+    if content[:4] == b"RIFF" and len(content) < riff_bytes < 2**32 - 1:
         raise ValueError(f"the file is cut short: {len(content)} of {riff_bytes} bytes")
     with soundfile.SoundFile(io.BytesIO(content)) as sound:
         frames = sound.read(dtype="float32", always_2d=True)

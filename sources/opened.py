@@ -20,7 +20,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Type
 
 BROKEN += (struct.error, zlib.error, AttributeError, ArithmeticError, AssertionError)
 
-HALVES = "[\ud800-\udfff]"  # of characters (surrogates): they cannot be written as UTF-8
+SURROGATES = "[\ud800-\udfff]"  # halves of characters: alone they cannot be written as UTF-8
 
 
 class Span(NamedTuple):
@@ -76,7 +76,7 @@ class Opened(NamedTuple):
 def writable(opened: Opened) -> Opened:
     """The same with texts that can be written as UTF-8, which happens hours later, and without byte order marks.
 
-    Halves of characters come from file names in other encodings and from cut JSON. In names they are spelled out
+    Unpaired surrogates come from file names in other encodings and from cut JSON. In names they are spelled out
     as \\udce9, so that names stay apart; in captions they become U+FFFD, and a line says so.
     """
     mended = 0
@@ -84,14 +84,14 @@ def writable(opened: Opened) -> Opened:
     for sample in opened.samples:
         captions = [text.strip().removeprefix("\ufeff").strip() for text in sample.captions]
         joined = "".join([sample.id, sample.file, *captions])
-        if not joined.isascii() and re.search(HALVES, joined):
-            whole = [re.sub(HALVES, "\ufffd", text) for text in captions]
+        if not joined.isascii() and re.search(SURROGATES, joined):
+            whole = [re.sub(SURROGATES, "\ufffd", text) for text in captions]
             mended += whole != captions
             sample = sample._replace(id=_spelled(sample.id), file=_spelled(sample.file))
             captions = whole
         samples.append(sample._replace(captions=captions))
     if mended:
-        say(f"{opened.name}: captions of {mended} rows hold halves of characters, which become \ufffd")
+        say(f"{opened.name}: captions of {mended} rows hold unpaired surrogates, which become \ufffd")
     damaged = [{key: _spelled(text) for key, text in item.items()} for item in opened.damaged]
     return opened._replace(name=_spelled(opened.name), samples=samples, damaged=damaged)
 

@@ -583,7 +583,7 @@ def test_an_architecture_of_this_kind_is_refused_in_one_line(kind, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cait_xxs24_224", "is not its CLS, which has no place among them; add --token mean"),
+        ("cait_xxs24_224", "is not its CLS token, which does not pass through them; add --token mean"),
         ("crossvit_tiny_240", "put out a list, which is not tokens"),
         ("coat_tiny", "block 1 at 'serial_blocks1,parallel_blocks' of coat_tiny is never called as a module"),
     ],

@@ -755,7 +755,9 @@ def test_outputs_that_cannot_be_trusted_fail_the_self_test(spoil, said):
 def test_a_cls_that_is_a_patch_fails_the_self_test():
     encoder = load("SigLIP2Vision")
     encoder.token = "cls"
-    with pytest.raises(UserError, match="is not its CLS, which has no place among them; add --token mean"):
+    with pytest.raises(
+        UserError, match="is not its CLS token, which does not pass through them; add --token mean"
+    ):
         self_test.self_test(encoder, ITEMS["image"], [0, 1])
 
 
