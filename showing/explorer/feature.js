@@ -52,7 +52,7 @@
       "nav",
       { class: "pager", "aria-label": "Features" },
       to(at - 1, "previous", "‹ previous"),
-      el("a", { href: link, "data-key": "up", dir: "auto" }, `all features of ${run.name}, ${layer}`),
+      el("a", { href: link, "data-key": "up", dir: "auto" }, "all features"),
       to(at + 1, "next", "next ›"),
     );
   }

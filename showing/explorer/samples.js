@@ -67,7 +67,7 @@
   explorer.tiles = (samples, kind, spotOf = () => null) => {
     const tiles = samples.map((sample) => {
       const [row, activation] = Array.isArray(sample) ? sample : [sample];
-      const head = activation === undefined ? `row ${row}` : `${explorer.activation(activation)} · row ${row}`;
+      const head = activation === undefined ? `row\u00a0${row}` : `${explorer.activation(activation)}\u2002row\u00a0${row}`;
       return el("li", null, explorer.tile(row, head, spotOf(row)));
     });
     return el("ul", { class: `tiles ${kind}` }, tiles);
