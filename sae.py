@@ -14,7 +14,6 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import nn
 
 from plumbing.errors import UserError
@@ -46,6 +45,8 @@ class Step(NamedTuple):
 class TopKSAE(nn.Module):
     """A TopK sparse autoencoder. W_dec is drawn from `seed`, and W_enc starts as its transpose."""
 
+    architecture = "topk"
+
     def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
         super().__init__()
         if not 1 <= k <= d_sae:
@@ -75,7 +76,11 @@ class TopKSAE(nn.Module):
 
     def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The code of each token, dense."""
-        return keep_largest(self.pre_acts(x), self.k)
+        return self.code(self.pre_acts(x))
+
+    def code(self, pre_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_sae"]:
+        """The code of tokens of which the pre-activations are known, dense."""
+        return keep_largest(pre_acts, self.k)
 
     def decode(self, feature_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction from a dense code."""
@@ -209,48 +214,10 @@ class TopKSAE(nn.Module):
 
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
         """Write the two files that `sae_lens.SAE.load_from_disk(folder)` reads."""
-        config = {
-            "architecture": "topk",
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "k": self.k,
-            "dtype": "float32",
-            "device": "cpu",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-            "rescale_acts_by_decoder_norm": False,
-            # With a version below 6.0.0, SAELens drops the other metadata.
-            "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},
-        }
-        tensors = {name: getattr(self, name).detach().float().cpu().contiguous() for name in TENSORS}
-        make_folder(Path(folder))
-        with replacing(Path(folder, WEIGHTS_FILE)) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors))
-        write_text(Path(folder, CONFIG_FILE), json.dumps(config, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "TopKSAE":
-        """Read a TopK SAE in SAELens' layout, ours or another's; a `UserError` names what does not fit."""
-        config = read_config(Path(folder, CONFIG_FILE))
-        tensors = _read_weights(Path(folder, WEIGHTS_FILE), config["d_in"], config["d_sae"])
-        sae = cls(config["d_in"], config["d_sae"], config["k"])
-        with torch.no_grad():
-            for name in TENSORS:
-                getattr(sae, name).copy_(tensors[name])
-            if not config.get("apply_b_dec_to_input", True):  # x @ W = (x - b_dec) @ W + b_dec @ W
-                sae.b_enc.add_(sae.b_dec @ sae.W_enc)
-            if config.get("rescale_acts_by_decoder_norm", False):
-                norms = sae.W_dec.norm(dim=1)
-                sae.W_enc.mul_(norms)
-                sae.b_enc.mul_(norms)
-                sae.W_dec.div_(_positive(norms)[:, None])
-        for name in TENSORS:
-            if not getattr(sae, name).isfinite().all():
-                raise UserError(
-                    f"{Path(folder, WEIGHTS_FILE)}: {name} holds NaN or infinite values: give another SAE"
-                )
-        return sae
+        config: dict[str, object] = {"k": self.k, "rescale_acts_by_decoder_norm": False}
+        save_layout(
+            folder, self.architecture, {name: getattr(self, name) for name in TENSORS}, config, metadata
+        )
 
 
 def _candidates(
@@ -276,46 +243,30 @@ def _positive(divisor: Float[torch.Tensor, "..."]) -> Float[torch.Tensor, "..."]
     return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
 
 
-def read_config(path: Path) -> dict:
-    """Read an SAE's cfg.json, with d_in, d_sae and k as whole numbers; a `UserError` names what is wrong."""
-    layout = "give a folder in the SAELens layout"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no {CONFIG_FILE}: {layout}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {layout}") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON: {layout}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object: {layout}")
-    expected = {"architecture": "topk", "normalize_activations": "none", "reshape_activations": "none"}
-    for key, value in expected.items():
-        if config.get(key, value if key != "architecture" else "standard") != value:
-            raise UserError(f"{path} has {key} {config.get(key)!r}: only {value!r} can be read")
-    for key in ("d_in", "d_sae", "k"):
-        number = config.get(key)
-        if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1:
-            raise UserError(
-                f"{path} has {key} {number!r}, which is not a whole number of at least 1: correct it"
-            )
-        config[key] = int(number)
-    if config["k"] > config["d_sae"]:
-        raise UserError(f"{path} has k {config['k']} above d_sae {config['d_sae']}: correct it")
-    return config
-
-
-def _read_weights(path: Path, d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} holds no {WEIGHTS_FILE}: give a folder in the SAELens layout"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
-    expected = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        raise UserError(f"{path} holds {found}, where its {CONFIG_FILE} asks for {expected}")
-    return tensors
+def save_layout(
+    folder: str | os.PathLike,
+    architecture: str,
+    tensors: dict[str, torch.Tensor],
+    own: dict[str, object],
+    metadata: dict | None,
+) -> None:
+    """Write an SAE's two files in SAELens' layout; `own` is what only this architecture's cfg.json has."""
+    d_in, d_sae = tensors["W_enc"].shape
+    config = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        **own,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        # With a version below 6.0.0, SAELens drops the other metadata.
+        "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},
+    }
+    whole = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    make_folder(Path(folder))
+    with replacing(Path(folder, WEIGHTS_FILE)) as temporary:
+        temporary.write_bytes(safetensors.torch.save(whole))
+    write_text(Path(folder, CONFIG_FILE), json.dumps(config, indent=2) + "\n")

@@ -10,9 +10,9 @@ from children import content
 from small_world import SmallEncoder, SmallPairs
 
 import features
+import saelens
 from plumbing import files
 from plumbing.errors import UserError
-from sae import TopKSAE
 from training import fit, plan, record, resume, trainer
 from training.settings import Settings
 
@@ -21,7 +21,7 @@ def test_training_learns(train):
     (short,) = train(pairs=SmallPairs(300), runname="short", batch_size=128, layers=[0])
     (long,) = train(pairs=SmallPairs(300), runname="long", epochs=30, layers=[0])
     assert long.manifest["fvu"]["layer0"] < 0.5 * short.manifest["fvu"]["layer0"]
-    decoder = TopKSAE.load(long.path / "layer0").W_dec
+    decoder = saelens.load(long.path / "layer0").W_dec
     torch.testing.assert_close(decoder.norm(dim=1), torch.ones(24))
 
 

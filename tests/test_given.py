@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_world import SmallEncoder
+import torch
+from small_world import SmallEncoder, SmallPairs
+from test_saelens import publish
 
+import saelens
 from plumbing.errors import UserError
 from sae import TopKSAE
-from training import flags, given
+from training import flags, given, plan
 
 
 def test_saes_trained_before_record_the_same_features_again(train):
@@ -45,7 +48,11 @@ def write_saes(folder, layers, d_in=8):
 
 @pytest.mark.parametrize(
     ("folder", "layers", "said"),
-    [("nowhere", None, "holds no SAE"), ("part", [0], r"layers \[1, 2\], not of \[0\]")],
+    [
+        ("nowhere", None, "nowhere is no folder"),
+        (".", None, "holds no SAE"),
+        ("part", [0], r"layers \[1, 2\], not of \[0\]"),
+    ],
 )
 def test_saes_that_are_not_there_are_named(train, tmp_path, folder, layers, said):
     write_saes(tmp_path / "part", [1, 2])
@@ -74,6 +81,11 @@ class ThreeBlocks(SmallEncoder):
         ({"top1_layer2": None}, [2]),
         ({"k16-block0": None, "sae_layer.1": None}, [0, 1]),
         ({"blocks.1.hook_resid_post": None}, [1]),
+        ({"blocks.2.hook_resid_pre": "blocks.2.hook_resid_pre", "b": "blocks.1.hook_resid_pre"}, [0, 1]),
+        ({"blocks.0.hook_resid_pre": None}, "what goes into the first block, which is no layer here"),
+        ({"layer2": "blocks.2.hook_resid_pre"}, "layer2 could be of layer 1 or 2"),
+        ({"a": "blocks.2.hook_mlp_out"}, "is of 'blocks.2.hook_mlp_out', which is inside a block"),
+        ({"a": "blocks.2.attn.hook_z"}, "which is inside a block"),
         ({"a": "blocks.2.hook_resid_post", "b7": "visual.transformer.resblocks.0"}, [0, 2]),
         ({"top1_layer2": "encoder.layer.1"}, "top1_layer2 could be of layer 1 or 2"),
         ({"run2": None}, "neither many/run2's name nor its cfg.json states its layer"),
@@ -107,3 +119,53 @@ def test_an_sae_of_another_width_is_refused(train, tmp_path):
     saes = write_saes(tmp_path / "saes", [0])
     with pytest.raises(UserError, match="width 8, and layer 0 of none has 4"):
         train(SmallEncoder(d_in=4), runname="new", sae=str(saes))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "activation"), [("jumprelu", "jumprelu"), ("standard", "standard"), ("jumprelu", "relu")]
+)
+def test_published_saes_are_recorded_by_their_own_codes(train, tmp_path, architecture, activation):
+    publish(
+        tmp_path / "theirs", {"architecture": architecture, "hook_name": "blocks.1.hook_resid_post"}, d_in=8
+    )
+    asked = "relu" if activation == "relu" else "topk"
+    (run,) = train(runname="new", sae="theirs", activation=asked)
+    assert run.manifest["activation"] == activation
+    assert run.manifest["sae"] == {"layer1": {"d_in": 8, "d_sae": 40, "architecture": architecture}}
+    encoder, sae = SmallEncoder(), saelens.load("theirs")
+    tokens = torch.cat(
+        [tokens_of(encoder, row) for row in range(300)]
+    ).double()  # 300 rows of three real tokens
+    code = sae.double().encode(tokens)
+    recorded = sae.pre_acts(tokens).relu() if activation == "relu" else code
+    np.testing.assert_allclose(run.load("layer1").toarray(), recorded[1::3], rtol=1e-4, atol=1e-4)
+    judged = plan.held_out_rows(300, 0).repeat(3)
+    tokens, error = tokens[judged], (tokens - sae.decode(code))[judged]
+    fvu = error.square().sum() / (tokens - tokens.mean(0)).square().sum()
+    assert run.manifest["fvu"]["layer1"] == pytest.approx(float(fvu), rel=1e-4)
+    fired = recorded[judged] > 0
+    assert run.manifest["l0"]["layer1"] == pytest.approx(float(fired.sum(1).double().mean()), abs=0.01)
+    assert run.manifest["dead_fraction"]["layer1"] == pytest.approx(
+        float((fired.sum(0) == 0).double().mean())
+    )
+
+
+def tokens_of(encoder, row):
+    """The three real tokens of layer 1 of a row."""
+    found = encoder.activations(encoder.collate([encoder.preprocess(str(row))]), [1])
+    return found.layers[1][found.mask]
+
+
+def test_inputs_of_a_fixed_mean_norm_are_scaled_as_this_encoders_tokens_need(train, tmp_path):
+    config = {
+        "architecture": "standard",
+        "hook_layer": 2,
+        "normalize_activations": "expected_average_only_in",
+    }
+    publish(tmp_path / "theirs", config, d_in=8)
+    (run,) = train(pairs=SmallPairs(60), runname="new", sae="theirs")
+    encoder = SmallEncoder()
+    found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in range(60)]), [2])
+    scale = 8**0.5 / float(found.layers[2][found.mask].norm(dim=1).mean())
+    expected = saelens.load("theirs", scale).encode(found.layers[2][:, 1])
+    np.testing.assert_allclose(run.load("layer2").toarray(), expected, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_world import SmallEncoder, SmallPairs
 
-from sae import TopKSAE
+import saelens
 from training import manifest, plan, quality
 from training.activations import Stream
 from training.work import Work
@@ -35,7 +35,7 @@ def test_the_manifests_fvu_is_that_of_the_held_out_tokens(train):
     (run,) = train()
     held_out = plan.held_out_rows(300, data_seed=0)
     assert held_out.sum() == 15
-    encoder, sae = SmallEncoder(), TopKSAE.load(run.path / "layer2")
+    encoder, sae = SmallEncoder(), saelens.load(run.path / "layer2")
     items = [encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)]
     x = encoder.activations(encoder.collate(items), [2]).layers[2][:, :3].reshape(-1, 8)
     code = sae.encode(x).detach().double()
@@ -72,7 +72,7 @@ class SinkEncoder(SmallEncoder):
 
 def test_the_fvu_of_the_recorded_token_is_told_beside_that_of_all_tokens(train):
     (run,) = train(SinkEncoder(others=6), epochs=3, layers=[2])
-    encoder, sae = SinkEncoder(others=6), TopKSAE.load(run.path / "layer2")
+    encoder, sae = SinkEncoder(others=6), saelens.load(run.path / "layer2")
     rows = np.flatnonzero(plan.held_out_rows(300, 0))
     found = encoder.activations(encoder.collate([encoder.preprocess(str(row)) for row in rows]), [2])
     all_tokens, recorded = found.layers[2][found.mask], found.layers[2][:, 1]
@@ -96,7 +96,7 @@ def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     """The fractions too; FVU stays that of the SAE, which is a TopK one."""
     topk, relu = (train(activation=activation, runname=activation)[0] for activation in ("topk", "relu"))
     held_out = plan.held_out_rows(300, 0)
-    sae, encoder = TopKSAE.load(relu.path / "layer1"), SmallEncoder()
+    sae, encoder = saelens.load(relu.path / "layer1"), SmallEncoder()
     items = encoder.collate([encoder.preprocess(str(row)) for row in np.flatnonzero(held_out)])
     active = (sae.pre_acts(encoder.activations(items, [1]).layers[1][:, :3].flatten(0, 1)) > 0).double()
     assert relu.manifest["l0"]["layer1"] == pytest.approx(float(active.sum(1).mean()))

@@ -9,9 +9,9 @@ import torch
 from children import finish, start
 
 import features
+import saelens
 from plumbing import processes
 from plumbing.errors import UserError
-from sae import TopKSAE
 
 COMMAND = {"epochs": 6, "part_rows": 50, "n_samples": 320}
 
@@ -42,8 +42,8 @@ def test_two_processes_train_the_saes_of_one(runs):
     assert two.manifest["processes"] == 2
     for layer in one.layers:
         for a, b in zip(
-            TopKSAE.load(one.path / layer).parameters(),
-            TopKSAE.load(two.path / layer).parameters(),
+            saelens.load(one.path / layer).parameters(),
+            saelens.load(two.path / layer).parameters(),
             strict=True,
         ):
             np.testing.assert_allclose(b.detach(), a.detach(), atol=1e-5 * float(a.abs().max()) + 1e-6)

@@ -12,6 +12,7 @@ import torch
 from small_world import SmallEncoder, SmallPairs
 
 import features
+import saelens
 from plumbing.errors import UserError
 from sae import TopKSAE
 from training import experiment, plan, record
@@ -21,7 +22,7 @@ from training.unfinished import release_locks
 
 def codes_by_hand(run, layer, encoder, pairs, activation="topk"):
     """The recorded token's code of every row, from the saved SAE's weights in numpy float64."""
-    sae = TopKSAE.load(run.path / f"layer{layer}")
+    sae = saelens.load(run.path / f"layer{layer}")
     w_enc, b_enc, _, b_dec = (
         p.detach().double().numpy() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
     )
@@ -65,7 +66,7 @@ def test_several_captions_of_a_row_are_averaged(train):
     assert np.diff(rows.indptr).max() <= 2  # two equal captions have one code of k = 2
     mixed = SmallPairs(60, captions=lambda row: [str(row), str(row + 1000)])
     (both,) = train(pairs=mixed, runname="both")
-    sae = TopKSAE.load(both.path / "layer0")
+    sae = saelens.load(both.path / "layer0")
     encoder = SmallEncoder()
     items = [encoder.preprocess(caption) for caption in ("7", "1007")]
     x = encoder.activations(encoder.collate(items), [0]).layers[0][:, 1]

@@ -1,21 +1,15 @@
 """The SAE against codes, gradients and files worked out by other means."""
 
-import errno
-import json
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 import sae as sae_module
 from plumbing.errors import UserError
 from plumbing.threads import share_out
-from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, TopKSAE
+from sae import TENSORS, TopKSAE
 from sae_kernels import SumByLatent, keep_largest, largest
 
 
@@ -434,182 +428,6 @@ def test_folding_a_standardiser_gives_the_sae_of_the_raw_activations():
     torch.testing.assert_close(sae.encode(x).detach(), scale * code, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sae(x).detach(), scale * xhat + mean, rtol=1e-4, atol=1e-4)
     assert torch.equal(sae.W_dec, W_dec)
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def test_the_saved_files_are_the_saelens_layout(tmp_path):
-    sae = random_sae()
-    sae.save(tmp_path / "run" / "layer1", {"encoder": {"model": "ViT"}})
-    assert json.loads((tmp_path / "run/layer1/cfg.json").read_text()) == {
-        "architecture": "topk",
-        "d_in": 12,
-        "d_sae": 40,
-        "k": 4,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": {"encoder": {"model": "ViT"}, "sae_lens_version": "6.0.0"},
-    }
-    tensors = safetensors.torch.load_file(tmp_path / "run/layer1/sae_weights.safetensors")
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "W_enc": (12, 40),
-        "b_enc": (40,),
-        "W_dec": (40, 12),
-        "b_dec": (12,),
-    }
-    assert sorted(path.name for path in (tmp_path / "run/layer1").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-
-
-def test_a_saved_sae_comes_back_bit_for_bit(tmp_path):
-    sae, x = random_sae(), tokens(20, 12)
-    sae.save(tmp_path)
-    loaded = TopKSAE.load(tmp_path)
-    assert loaded.k == 4
-    for (name, parameter), same in zip(sae.named_parameters(), loaded.parameters(), strict=True):
-        assert torch.equal(parameter, same), name
-    assert torch.equal(sae.encode(x), loaded.encode(x))
-
-
-def rewrite(folder, **changes):
-    config = json.loads((folder / CONFIG_FILE).read_text()) | changes
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-
-
-def test_the_settings_of_other_trainers_are_folded_in(tmp_path):
-    sae, x = random_sae(), tokens(20, 12)
-    with torch.no_grad():
-        sae.W_dec *= torch.linspace(0.5, 2, 40)[:, None]
-    sae.save(tmp_path)
-    rewrite(tmp_path, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=True)
-    norms = sae.W_dec.norm(dim=1)
-    code = keep_largest((x @ sae.W_enc + sae.b_enc) * norms, 4)
-    loaded = TopKSAE.load(tmp_path)
-    torch.testing.assert_close(loaded.encode(x), code, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loaded(x), code / norms @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"architecture": "jumprelu"}, "has architecture 'jumprelu': only 'topk' can be read"),
-        ({"architecture": None}, "has architecture None: only 'topk' can be read"),
-        ({"normalize_activations": "layer_norm"}, "has normalize_activations 'layer_norm': only 'none'"),
-        ({"k": None}, "k None, which is not a whole number"),
-        ({"k": 16.5}, "k 16.5, which is not a whole number"),
-        ({"d_in": True}, "d_in True, which is not a whole number"),
-        ({"d_sae": float("nan")}, "d_sae nan, which is not a whole number"),
-        ({"k": 0}, "k 0, which is not a whole number of at least 1"),
-        ({"k": 41}, "k 41 above d_sae 40"),
-        ({"d_sae": 50}, "where its cfg.json asks for"),
-    ],
-)
-def test_an_sae_that_cannot_be_read_is_refused_in_one_line(tmp_path, changes, message):
-    random_sae().save(tmp_path)
-    rewrite(tmp_path, **changes)
-    with pytest.raises(UserError, match=message) as refusal:
-        TopKSAE.load(tmp_path)
-    assert "\n" not in str(refusal.value)
-
-
-def test_sizes_that_another_program_wrote_as_floats_are_whole_numbers(tmp_path):
-    random_sae().save(tmp_path)
-    rewrite(tmp_path, k=4.0, d_in=12.0)
-    assert (TopKSAE.load(tmp_path).k, TopKSAE.load(tmp_path).d_in) == (4, 12)
-
-
-@pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("value", ["nan", "-inf"])
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
-    sae = random_sae()
-    with torch.no_grad():
-        getattr(sae, name)[..., 3] = float(value)
-    sae.save(tmp_path)
-    with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: {name} holds NaN or infinite values"):
-        TopKSAE.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"[]", "is no JSON object"), (b"\xff\xfe{}", "is not JSON"), (None, "cannot be read")],
-)
-def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, content, said):
-    random_sae().save(tmp_path)
-    (tmp_path / CONFIG_FILE).unlink()
-    if content is None:
-        (tmp_path / CONFIG_FILE).mkdir()
-    else:
-        (tmp_path / CONFIG_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        TopKSAE.load(tmp_path)
-
-
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_missing_or_broken_file_is_named(tmp_path, file):
-    random_sae().save(tmp_path)
-    (tmp_path / file).write_bytes(b"half a fi")
-    with pytest.raises(UserError, match=rf"{file} is not"):
-        TopKSAE.load(tmp_path)
-    (tmp_path / file).unlink()
-    with pytest.raises(UserError, match=rf"holds no {file}: give a folder in the SAELens layout"):
-        TopKSAE.load(tmp_path)
-
-
-def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
-    sae = random_sae()
-    sae.save(tmp_path)
-
-    def full_disk(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        random_sae(seed=9).save(tmp_path)
-    assert torch.equal(TopKSAE.load(tmp_path).W_dec, sae.W_dec)
-
-
-SAE_LENS = """
-import sys
-from sae_lens import SAE
-import safetensors.torch as st
-folder = sys.argv[1]
-sae = SAE.load_from_disk(folder)
-x = st.load_file(folder + "/x.st")["x"]
-code = sae.encode(x).detach()
-st.save_file({"code": code.contiguous(), "xhat": sae.decode(code).detach().contiguous()}, folder + "/out.st")
-print(sae.cfg.metadata.encoder, type(sae).__name__)
-"""
-
-
-@pytest.mark.slow
-def test_sae_lens_reads_the_folder_and_computes_the_same_codes(tmp_path):
-    """In an environment of its own, which uv makes; skipped where that cannot be done."""
-    sae, x = random_sae(48, 192, 8), tokens(200, 48)
-    sae.save(tmp_path, {"encoder": "ViT"})
-    safetensors.torch.save_file({"x": x}, tmp_path / "x.st")
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    uv = ["uv", "run", "--no-project", "--python", python, "--with", "sae-lens", "python", "-c"]
-    try:
-        subprocess.run(
-            [*uv, "import sae_lens"], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=270
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(
-            f"sae-lens cannot be had: {(getattr(error, 'stderr', None) or str(error)).strip()[-300:]}"
-        )
-    done = subprocess.run(
-        [*uv, SAE_LENS, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=270
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["ViT", "TopKSAE"]
-    theirs = safetensors.torch.load_file(tmp_path / "out.st")
-    torch.testing.assert_close(theirs["code"], sae.encode(x).detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(theirs["xhat"], sae(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- CUDA

@@ -12,7 +12,7 @@ from torch import Tensor
 from encoders.wrapper import Activations
 from plumbing.threads import float32_products
 from sae import TopKSAE
-from sae_kernels import keep_largest
+from saelens import SAE
 from training.quality import Quality
 
 Result = TypeVar("Result")
@@ -32,10 +32,12 @@ def in_halves(compute: Callable[[Tensor], Result], tokens: Tensor) -> list[Resul
 
 @float32_products("high")
 @torch.no_grad()
-def codes(tokens: Float[Tensor, "token d_in"], sae: TopKSAE, activation: str) -> scipy.sparse.csr_array:
-    """The code of each token, CSR float32 [token, d_sae]."""
+def codes(tokens: Float[Tensor, "token d_in"], sae: SAE, activation: str) -> scipy.sparse.csr_array:
+    """The code of each token, CSR float32 [token, d_sae]; with "relu", its ReLU code."""
     if activation == "relu":
         return scipy.sparse.csr_array(sae.pre_acts(tokens).relu().cpu().numpy())
+    if not isinstance(sae, TopKSAE):
+        return scipy.sparse.csr_array(sae.encode(tokens).cpu().numpy())
     values, latents = (part.cpu().numpy() for part in sae.encode_topk(tokens))
     ends = np.arange(0, values.size + 1, sae.k)
     found = scipy.sparse.csr_array((values.ravel(), latents.ravel(), ends), shape=(len(tokens), sae.d_sae))
@@ -57,9 +59,7 @@ class Pooling:
         columns = np.arange(len(rows))
         self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(place), len(rows)))
 
-    def features(
-        self, batch: Activations, layer: int, sae: TopKSAE, activation: str
-    ) -> scipy.sparse.csr_array:
+    def features(self, batch: Activations, layer: int, sae: SAE, activation: str) -> scipy.sparse.csr_array:
         """The features of a batch's rows, CSR float32 [row, d_sae]."""
         found = in_halves(lambda chosen: codes(batch.flat(layer, chosen), sae, activation), self.chosen)
         return scipy.sparse.csr_array(self.mean @ scipy.sparse.vstack(found, format="csr"))
@@ -67,21 +67,21 @@ class Pooling:
 
 def evaluate(
     quality: Quality,
-    sae: TopKSAE,
+    sae: SAE,
     batch: Activations,
     layer: int,
     chosen: Int[Tensor, " chosen"],
     recorded: Bool[Tensor, " token"],
     activation: str,
 ):
-    """Add the chosen tokens to an SAE's scores: the error of its TopK code, and the firings of the recorded code."""
+    """Add the chosen tokens to an SAE's scores: the error of its own code, and the firings of the recorded code."""
 
     @float32_products("high")
     @torch.no_grad()
     def add(chosen: Int[Tensor, " chosen"]):
         tokens = batch.flat(layer, chosen)
         pre_acts = sae.pre_acts(tokens)
-        feature_acts = keep_largest(pre_acts, sae.k)
+        feature_acts = sae.code(pre_acts)
         firings = ((pre_acts if activation == "relu" else feature_acts) > 0).sum(0).double()
         quality.update(tokens, sae.decode(feature_acts), firings, recorded[chosen])
 

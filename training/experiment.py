@@ -25,6 +25,7 @@ from plumbing.errors import UserError
 from plumbing.processes import team, wait_for_all
 from training import resume, trackers
 from training.activations import Stream
+from training.fetched import locate, pinned
 from training.fit import fit
 from training.given import find_saes
 from training.manifest import costs, finish
@@ -44,9 +45,9 @@ STATE_VERSION = 2  # of the checkpoints: 2 counts tokens, and leaves the reports
 class Options(TypedDict, total=False):
     """How a command works; only `sae` changes the numbers of its runs."""
 
-    sae: (
-        str | None
-    )  # a folder of SAEs to record with instead of training; then `layers` None: all that it has
+    # a folder of SAEs, or OWNER/NAME[/FOLDER] of the hub, to record with instead of training; then `layers` None:
+    # all that it has
+    sae: str | None
     overwrite: bool  # replace runs of these names
     workers: int  # processes that decode items
     checkpoint_every: float  # seconds between checkpoints
@@ -94,10 +95,11 @@ def train_all(
     with in_one_line(settings.batch_size, overwrite):
         try:
             resume.check_names(variants, sae, overwrite)
+            sae = pinned(sae) if sae else None
             if log:
                 trackers.check(log)
             self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else layers))
-            numbers = sorted(find_saes(Path(sae), encoder, layers)) if sae else layers
+            numbers = sorted(find_saes(locate(sae), encoder, layers)) if sae else layers
             stream = Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
             work = prepare(stream, variants, sae, overwrite, time.monotonic() if started is None else started)
             return carry_out(work._replace(tracker=log), checkpoint_every, command)

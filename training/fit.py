@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from plumbing.errors import UserError
 from plumbing.processes import processes_here, team
 from plumbing.threads import float32_products
 from sae import TopKSAE
+from saelens import SAE
 from training.given import take_given
 from training.log import Logs
 from training.plan import own_share, training_plan
@@ -29,7 +30,7 @@ REPORT_EVERY = 20  # steps between reports: each one waits for the device
 Trainers = dict[tuple[int, int], LayerTrainer]  # by job number and layer
 
 
-def fit(work: Work, checkpoint_every: float) -> list[dict[int, TopKSAE]]:
+def fit(work: Work, checkpoint_every: float) -> Sequence[Mapping[int, SAE]]:
     """Train every job's SAEs and save them; returns `{layer: sae}` for each job.
 
     SAEs that are given, or that were saved before a kill, are loaded instead.
@@ -37,7 +38,7 @@ def fit(work: Work, checkpoint_every: float) -> list[dict[int, TopKSAE]]:
     if files.read_header(work.state().recording_file(0)):
         return [load_saes(work, layer_folders(work, job)) for job in work.jobs]
     if work.sae:
-        return take_given(work, Path(work.sae))
+        return take_given(work, work.sae)
     plan = training_plan(work.held_out, work.jobs[0].settings)
     standard, batch_tokens = standardizers(work, plan)
     trainers = make_trainers(work, standard, len(plan), batch_tokens)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 
 import data
 import features
@@ -15,7 +14,7 @@ import wrappedmodels
 from encoders.row import Row
 from plumbing.commandline import Flags, Parser, above_zero, add_flags, chosen, layer, natural
 from plumbing.errors import UserError
-from training import settings
+from training import fetched, settings
 from training.resume import check_names
 from training.settings import Settings
 from training.trackers import OPTIONS, check
@@ -35,7 +34,8 @@ LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
 RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
     "--sae": {
         "metavar": "DIR",
-        "help": "record with these SAEs (SAELens' layout), train none; random: with a frozen random dictionary, a control",
+        "help": "record with these SAEs, train none: a folder in SAELens' layout, or OWNER/NAME[/FOLDER] of the hub; "
+        "random: with a frozen random dictionary, a control",
     },
     "--checkpoint_every": {
         "type": above_zero,
@@ -68,6 +68,8 @@ def run(
     ) + "_random-sae" * (arguments.recipe == features.RANDOM_SAE)
     variants = variants_of(arguments, name)
     check_names(variants, arguments.sae, arguments.overwrite)
+    if arguments.sae:
+        fetched.locate(arguments.sae)
 
     from plumbing.processes import own_device
     from training import experiment, manifest
@@ -106,8 +108,8 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
         raise UserError(
             "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
         )
-    if arguments.sae and not Path(arguments.sae).is_dir():
-        raise UserError(f"--sae {arguments.sae} is no folder: name one in SAELens' layout, or one of several")
+    if arguments.sae:
+        fetched.check(arguments.sae)
     if arguments.log:
         check(arguments.log)
     asked_layers(arguments.layers, arguments.sae)

@@ -5,12 +5,14 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 
 import features
 from plumbing.processes import highest, team
 from sae import TopKSAE
+from saelens import SAE
 from training import log
 from training.quality import FEW, Scores, finite
 from training.work import Work
@@ -19,7 +21,7 @@ from training.work import Work
 def finish(
     work: Work,
     number: int,
-    saes: dict[int, TopKSAE],
+    saes: Mapping[int, SAE],
     scores: dict[int, Scores],
     measured: dict[str, object],
 ) -> features.Run:
@@ -39,7 +41,7 @@ def finish(
 
 
 def manifest(
-    work: Work, number: int, saes: dict[int, TopKSAE], scores: dict[int, Scores]
+    work: Work, number: int, saes: Mapping[int, SAE], scores: dict[int, Scores]
 ) -> dict[str, object]:
     """run.json of a job, without what was measured on the way."""
     job, encoder, pairs = work.jobs[number], work.stream.encoder, work.stream.pairs
@@ -56,10 +58,8 @@ def manifest(
         "dataset": {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": pairs.source},
         "unreadable": pairs.unreadable,
         "token": encoder.token,
-        "activation": job.settings.activation,
-        "sae": {
-            names[layer]: {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k} for layer, sae in saes.items()
-        },
+        "activation": activation(job.settings.activation, saes),
+        "sae": {names[layer]: sizes(sae) for layer, sae in saes.items()},
         "training": {
             key: value for key, value in training.items() if not work.sae or key in ("sae", "data_seed")
         },
@@ -70,6 +70,17 @@ def manifest(
             for field in Scores._fields
         },
     }
+
+
+def activation(asked: str, saes: Mapping[int, SAE]) -> str:
+    """Which codes are recorded: relu, or the architectures of the SAEs whose own codes they are (topk, jumprelu)."""
+    return asked if asked == "relu" else "+".join(sorted({sae.architecture for sae in saes.values()}))
+
+
+def sizes(sae: SAE) -> dict[str, int | str]:
+    """An SAE's sizes for run.json; of another kind than TopK, its architecture in place of k."""
+    own = {"k": sae.k} if isinstance(sae, TopKSAE) else {"architecture": sae.architecture}
+    return {"d_in": sae.d_in, "d_sae": sae.d_sae, **own}
 
 
 def costs(work: Work) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team, wait_for_all
-from sae import TopKSAE
+from saelens import SAE
 from training.activations import Stream
 from training.codes import Pooling, codes, evaluate, in_halves
 from training.plan import PartPlan, cut, plan_parts
@@ -27,7 +27,7 @@ from training.token_cache import RecordedTokens
 from training.work import Work
 
 # Each by job number, then layer:
-Saes = list[dict[int, TopKSAE]]
+Saes = Sequence[Mapping[int, SAE]]
 Qualities = list[dict[int, Quality]]
 Blocks = list[dict[int, list[scipy.sparse.csr_array]]]  # the rows of a part file, as they come
 

@@ -1,13 +1,14 @@
 """The SAEs of a run folder: written beside its features, and read back from there or from elsewhere."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plumbing.processes import team, wait_for_all
-from sae import TopKSAE
+from saelens import SAE, load
 from training.work import Job, Work
 
 
-def save_saes(work: Work, saes: list[dict[int, TopKSAE]]):
+def save_saes(work: Work, saes: Sequence[Mapping[int, SAE]]):
     """Save every job's SAEs in its folder; returns, in every process, when they are there."""
     if team().rank == 0:
         for job, layers in zip(work.jobs, saes, strict=True):
@@ -32,6 +33,9 @@ def layer_folders(work: Work, job: Job) -> dict[int, Path]:
     return {layer: job.folder / f"layer{layer}" for layer in work.stream.layers}
 
 
-def load_saes(work: Work, folders: dict[int, Path]) -> dict[int, TopKSAE]:
-    """Load saved SAEs, by layer, onto the encoder's device."""
-    return {layer: TopKSAE.load(folder).to(work.stream.encoder.device) for layer, folder in folders.items()}
+def load_saes(
+    work: Work, folders: dict[int, Path], input_scales: Mapping[int, float] | None = None
+) -> dict[int, SAE]:
+    """Load saved SAEs, by layer, onto the encoder's device; `input_scales` of those layers that need one."""
+    device, scales = work.stream.encoder.device, input_scales or {}
+    return {layer: load(folder, scales.get(layer)).to(device) for layer, folder in folders.items()}

@@ -38,7 +38,7 @@ class Work(NamedTuple):
     stream: Stream
     jobs: list[Job]
     held_out: Bool[np.ndarray, " sample"]  # never train
-    sae: str | None  # the folder of given SAEs; None: train
+    sae: str | None  # given SAEs: their folder, or their name on the hub with its commit; None: train
     started: float  # the monotonic time at which it would have started, had it never been interrupted
 
     tracker: str | None = None  # where the reports of the training are sent besides

@@ -1,0 +1,47 @@
+"""What the Hugging Face hub's client raises, as one line that says what to do."""
+
+import contextlib
+from collections.abc import Iterator
+
+from plumbing.errors import UserError, first_line
+
+REMEDIES = {  # by the status of the hub's answer
+    401: "it knows no such repository, or wants a token for it: see the spelling, or log in with `hf auth login`",
+    403: "your token may not do that: make one that may on the hub's page of settings, then `hf auth login`",
+    404: "it has no such repository, file or commit: see the spelling",
+    429: "you have asked too often: wait some minutes",
+}
+
+
+@contextlib.contextmanager
+def in_one_line(doing: str) -> Iterator[None]:
+    """Turn what the hub, its client or the network raises into a `UserError`; `doing` is what failed."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.HFValidationError as error:
+        raise UserError(f"{doing}: {first_line(error)}; a name on the hub is OWNER/NAME") from error
+    except Exception as error:  # whatever the network raised
+        raise UserError(f"{doing}: {cause_of(error)}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong and what to do, from the first error in the chain that tells: an answer, or none."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while isinstance(cause := chain[-1].__cause__, Exception):
+        chain.append(cause)
+    for one in chain:
+        if isinstance(one, errors.OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set: unset it, where there is a network"
+        if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
+            status = one.response.status_code
+            remedy = REMEDIES.get(status, "that is its fault: give the same command again later")
+            return f"the hub answers {status}: {remedy}"
+    return (
+        f"the hub does not answer, or the network broke off ({first_line(chain[-1])}): give the command again"
+    )
