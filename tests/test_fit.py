@@ -13,6 +13,7 @@ import features
 import saelens
 from plumbing import files
 from plumbing.errors import UserError
+from sae import TopKSAE
 from training import fit, plan, record, resume, trainer
 from training.settings import Settings
 
@@ -38,7 +39,7 @@ def test_a_random_dictionary_is_frozen_and_its_recording_resumes(train, monkeypa
         training = run.manifest["training"]
         assert training["recipe"] == "random"
         drawn = TopKSAE(8, 24, training["top_k"], 1000 * training["seed"]).W_dec
-        torch.testing.assert_close(TopKSAE.load(run.path / "layer0").W_dec, drawn)
+        torch.testing.assert_close(saelens.load(run.path / "layer0").W_dec, drawn)
         np.testing.assert_array_equal(run.load("layer0").toarray(), alone.load("layer0").toarray())
         assert (np.diff(run.load("layer0").indptr) == training["top_k"]).all()
 
