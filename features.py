@@ -49,6 +49,15 @@ class Encoder(TypedDict, total=False):
     random_weights: int | None
 
 
+class Sizes(TypedDict, total=False):
+    """What run.json says of an SAE."""
+
+    d_in: int
+    d_sae: int
+    k: int  # of a TopK SAE
+    architecture: str  # of any other
+
+
 class Dataset(TypedDict, total=False):
     """What run.json says of the samples."""
 
@@ -71,7 +80,7 @@ class Manifest(TypedDict, total=False):
     unreadable: list[dict[str, str]]
     token: str
     activation: str
-    sae: dict[str, dict[str, int]]  # by layer: d_in, d_sae, k
+    sae: dict[str, Sizes]  # by layer
     training: dict[str, Any]  # the settings
     evaluated_samples: int
     held_out: bool

@@ -11,7 +11,7 @@ import pytest
 from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
-NOUNS = ["wrappedmodels", "sae", "data", "features", "parts", "original"]
+NOUNS = ["wrappedmodels", "sae", "saelens", "data", "features", "parts", "original"]
 install_import_hook(
     [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld"], "type_checks.checked"
 )

@@ -77,10 +77,11 @@ def activation(asked: str, saes: Mapping[int, SAE]) -> str:
     return asked if asked == "relu" else "+".join(sorted({sae.architecture for sae in saes.values()}))
 
 
-def sizes(sae: SAE) -> dict[str, int | str]:
+def sizes(sae: SAE) -> features.Sizes:
     """An SAE's sizes for run.json; of another kind than TopK, its architecture in place of k."""
-    own = {"k": sae.k} if isinstance(sae, TopKSAE) else {"architecture": sae.architecture}
-    return {"d_in": sae.d_in, "d_sae": sae.d_sae, **own}
+    if isinstance(sae, TopKSAE):
+        return {"d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k}
+    return {"d_in": sae.d_in, "d_sae": sae.d_sae, "architecture": sae.architecture}
 
 
 def costs(work: Work) -> dict[str, object]:
