@@ -1,49 +1,34 @@
 """The whole method on the embedded demo: train and record six encoders, compare them, show what they share.
 
 The demo's scenes are drawn from known factors, so that which concepts two encoders can share is known: see
-toyworld/scenes.py. Nothing is downloaded. Every step is one of the toolkit's scripts, printed before it runs.
+toyworld/scenes.py. Nothing is downloaded. Every step is one of the toolkit's scripts, printed before it runs: those of
+studies/demo.toml, and sheets of the features that are listed.
 """
 
 import os
 import shlex
 import time
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-import comp_sharedness
 import show
-import train_image
-import train_text
-import wmppc
 from comparing.sharedness import Sharedness
 from features import open_run
 from plumbing.commandline import Parser, positive, script
+from studying import steps, working
 from toyworld import scenes
 from wrappedmodels import REGISTRY
 
 # Encoders this small lose more by waiting for threads than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ENCODERS = {  # run name: the script that records it, the encoder, and further words
-    "demo-clip-image": (train_image.main, "DemoClipVision", "--seeds", "0", "1"),
-    "demo-clip-text": (train_text.main, "DemoClipText"),
-    "demo-vit": (train_image.main, "DemoViT"),
-    "demo-dino": (train_image.main, "DemoDino"),
-    "demo-bert": (train_text.main, "DemoBert"),
-    "demo-random": (train_image.main, "DemoClipVision", "--random_weights", "0"),
-}
-SOURCE, CEILING = "demo-clip-image_seed0", "demo-clip-image_seed1"  # two SAE seeds: as alike as two runs get
-TEXTS, VISION_ONLY = ["demo-clip-text", "demo-bert"], ["demo-vit", "demo-dino"]
-RUNS = [SOURCE, *TEXTS, *VISION_ONLY, "demo-random", CEILING]
-PAIRED = "demo-bert"  # the run that SOURCE is set beside in full
+STUDY = Path(__file__).with_name("studies") / "demo.toml"
 RETRAINED = Path("data/demo-encoders")  # git ignores it; the weights in toyworld/weights/ stay as they are
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
-
-Result = TypeVar("Result")
 
 
 class Followed(NamedTuple):
@@ -68,27 +53,32 @@ def main(argv=None) -> list[Followed]:
         from toyworld import train_encoders
 
         train_encoders.main(["--out", str(RETRAINED)])
-    common = ["--layers", "all", "--workers", "1", "--limit", str(arguments.limit), "--overwrite"]
-    for name, (stage, model, *words) in ENCODERS.items():
-        weights = RETRAINED / Path(REGISTRY[model].checkpoint).name
-        words = [*words, "--checkpoint", str(weights)] if arguments.retrain else words
-        call(stage, "--model", model, *words, "--runname", name, *common)
-    call(wmppc.main, "--source", *RUNS, "--target", *RUNS, "--plot", "imgs/demo-wmppc.png")
-    call(wmppc.main, "--source", SOURCE, "--target", PAIRED)
-    groups = ["--min_group", *TEXTS, "--max_group", *VISION_ONLY]
-    followed = follow(call(comp_sharedness.main, "--source", SOURCE, *groups))
-    print_followed(followed)
-    top = [str(found.feature) for found in followed[:SHOWN]]
-    sheets = call(show.main, "--run", SOURCE, "--features", *top)
+    outcome = working.carry_out(steps.steps(study(arguments), overwrite=True), gpus=[])
+    working.name_failures(outcome)
+    shared = outcome.results["in-language"]
+    assert isinstance(shared, Sharedness)
+    followed = follow(shared)
+    print_followed(shared, followed)
+    sheets = show_first(shared.source, followed)
     print(f"\nDone in {time.monotonic() - started:.0f} s. Runs: sae_features/demo-*/;", end=" ")
     print(f"the matrix: imgs/demo-wmppc.png; the sheets: {sheets[0].parent}/")
     return followed
 
 
-def call(main: Callable[[list[str]], Result], *words: str) -> Result:
-    """Run a script's `main` in this process, its command line printed first."""
-    print(f"\n$ uv run {main.__module__}.py {shlex.join(words)}", flush=True)
-    return main(list(words))
+def study(arguments: Namespace) -> steps.Study:
+    """The demo's study, of so many samples, and of the encoders that were trained again."""
+    found = steps.read(STUDY)
+    found.data["demo"]["limit"] = arguments.limit
+    for table in found.encoders.values() if arguments.retrain else ():
+        table["checkpoint"] = str(RETRAINED / Path(REGISTRY[str(table["model"])].checkpoint).name)
+    return found
+
+
+def show_first(run: str, followed: list[Followed]) -> list[Path]:
+    """The sheets of the first features."""
+    words = ["--run", run, "--features", *(str(found.feature) for found in followed[:SHOWN])]
+    print(f"\n$ uv run show.py {shlex.join(words)}", flush=True)
+    return show.main(words)
 
 
 def follow(shared: Sharedness) -> list[Followed]:
@@ -109,12 +99,11 @@ def follow(shared: Sharedness) -> list[Followed]:
     ]
 
 
-def print_followed(followed: list[Followed]):
+def print_followed(shared: Sharedness, followed: list[Followed]):
     """The top of the list, and its bottom for contrast."""
     line = "{:>8} {:>10.1f}  {:24} {:5.2f}"
-    print(
-        f"\nFeatures of {SOURCE} that {' and '.join(TEXTS)} share more than {' and '.join(VISION_ONLY)} do:"
-    )
+    groups = (" and ".join(group) for group in (shared.min_group, shared.max_group))
+    print("\nFeatures of {} that {} share more than {} do:".format(shared.source, *groups))
     print(f"{'feature':>8} {'Delta':>10}  {'follows':24} {'r':>5}")
     print(*(line.format(*found) for found in followed[:SHOWN]), sep="\n")
     print("and from the bottom, what the vision-only encoders have as well or better:")

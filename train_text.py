@@ -1,5 +1,7 @@
 """Train SAEs on the activations of an encoder of text, then record every sample's features."""
 
+from argparse import Namespace
+
 import wrappedmodels
 from features import Run
 from plumbing.commandline import script
@@ -11,7 +13,11 @@ ENCODERS = {name: row for name, row in wrappedmodels.REGISTRY.items() if row.mod
 @script
 def main(argv: list[str] | None = None) -> list[Run]:
     """Train and record; returns the runs, one for each seed and each k."""
-    return flags.run(argv, __doc__ or "", "train_text.py", ENCODERS, "DemoClipText")
+    return flags.run(parse(argv))
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    return flags.parse(argv, __doc__ or "", "train_text.py", ENCODERS, "DemoClipText")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        complain(f"{message} (see `uv run {self.prog} --help`)")
+        raise UserError(f"{message} (see `uv run {self.prog} --help`)")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

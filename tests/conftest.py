@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 NOUNS = ["wrappedmodels", "sae", "saelens", "data", "features", "parts", "original"]
 install_import_hook(
-    [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld"], "type_checks.checked"
+    [*NOUNS, "training", "comparing", "showing", "encoders", "sources", "toyworld", "studying"],
+    "type_checks.checked",
 )
 
 

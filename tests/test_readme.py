@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 import check
-import train_image
-import train_text
+import study
 import wrappedmodels
-from training import flags
+from studying import steps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -35,15 +34,23 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
     name = words[0].removesuffix(".py")
     monkeypatch.chdir(tmp_path)
     if name in ("train_image", "train_text"):
-        encoders = train_image.ENCODERS if name == "train_image" else train_text.ENCODERS
-        arguments = flags.parse(words[1:], "", words[0], encoders, "")
-        assert arguments.model in encoders
-        row = encoders[arguments.model]
+        arguments = importlib.import_module(name).parse(words[1:])
+        row = wrappedmodels.REGISTRY[arguments.model]
         assert arguments.checkpoint is None or arguments.checkpoint in row.checkpoints
+    elif name == "study":
+        arguments = study.parse(words[1:])
+        assert steps.read(REPOSITORY / arguments.study)
     elif name in ("wmppc", "comp_sharedness", "show"):
         with pytest.raises(SystemExit):
             importlib.import_module(name).main(words[1:])
         assert "no run named" in capsys.readouterr().err
+
+
+def test_the_study_of_the_readme_is_five_commands_that_parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    (tmp_path / "own.toml").write_text(text)
+    assert len(steps.steps(steps.read(tmp_path / "own.toml"))) == 5
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):

@@ -380,17 +380,16 @@ def test_the_retrained_demo_leaves_the_committed_weights_alone_and_uses_its_own(
         for name in train_encoders.RECIPES:
             (Path(argv[argv.index("--out") + 1]) / name).mkdir(parents=True)
 
-    def called(stage, *words):
-        said.append(words)
-        if stage is wmppc.main:
-            raise KeyboardInterrupt  # the rest is as without --retrain
+    def carried_out(steps, gpus):
+        said.extend(step.words for step in steps if step.records)
+        raise KeyboardInterrupt  # the rest is as without --retrain
 
     monkeypatch.setattr(train_encoders, "main", trained)
-    monkeypatch.setattr(demo, "call", called)
+    monkeypatch.setattr(demo.working, "carry_out", carried_out)
     with pytest.raises(SystemExit):
         demo.main(["--retrain"])
     assert said[0] == ["--out", "data/demo-encoders"]
     assert "data/" in (REPOSITORY / ".gitignore").read_text().splitlines()
-    weights = [words[words.index("--checkpoint") + 1] for words in said[1:-1]]
+    weights = [words[words.index("--checkpoint") + 1] for words in said[1:]]
     assert all(Path(folder).is_dir() for folder in weights)
     assert [Path(folder).name for folder in weights] == ["clip", "clip", "vit", "dino", "bert", "clip"]

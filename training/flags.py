@@ -52,14 +52,11 @@ RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
 }
 
 
-def run(
-    argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str
-) -> list[features.Run]:
-    """Run a train script: parse its flags, train, print the tables; returns the runs. `rows`: the encoders it takes.
+def run(arguments: argparse.Namespace) -> list[features.Run]:
+    """Run a train script with its parsed flags: train, print the tables; returns the runs.
 
     Mistakes that can be found without torch, which takes seconds to import, are reported before that.
     """
-    arguments = parse(argv, description, script, rows, default_model)
     if arguments.runname:
         check_names(variants_of(arguments, arguments.runname), arguments.sae, arguments.overwrite)
     pairs = data.open_pairs(**chosen(arguments, data.FLAGS))
@@ -87,7 +84,10 @@ def run(
 
 
 def parse(argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str):
-    """Parse the command line; adds `command`, the words typed, and settles `model`, `checkpoint` and `dataset`."""
+    """Parse the command line of a train script; `rows` are the encoders that it takes.
+
+    Adds `command`, the words typed, and settles `model`, `checkpoint` and `dataset`.
+    """
     parser = Parser(description, script)
     add_encoder_flags(parser, rows)
     add_flags(parser, data.FLAGS)
