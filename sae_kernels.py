@@ -91,11 +91,16 @@ def error_and_products(
         by_token = (tensor.numpy() for tensor in (error, values, latents, products))
         share_out(_subtract_and_multiply, *by_token, shared=(W_dec.detach().numpy(),))
         return error, products[:, : products.shape[1] - rest]
-    with torch.enable_grad():  # the dot products are the gradient of the bag's weights
-        weights = values.detach().requires_grad_()
-        decoded = F.embedding_bag(latents, W_dec.detach(), per_sample_weights=weights, mode="sum")
-        error = centered - decoded.detach()
-        return error, torch.autograd.grad(decoded, weights, error)[0]
+    # The dot products are the gradient of the bag's weights; through autograd, fake tensors could not follow it.
+    bags, starts = (
+        latents.flatten(),
+        torch.arange(0, latents.numel(), latents.shape[1], device=latents.device),
+    )
+    rows, weights = W_dec.detach(), values.flatten()
+    decoded, bag_of, *_ = torch.ops.aten._embedding_bag(rows, bags, starts, False, 0, False, weights)
+    error = centered - decoded
+    backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return error, backward(error, rows, bags, starts, bag_of, 0).view_as(values)
 
 
 @compiled(fastmath={"reassoc", "contract"})

@@ -64,8 +64,9 @@ class Quality:
     ):
         """Add a batch; `firings` counts each latent's active tokens. Where memory runs out, nothing is added."""
         x = tokens.double()
-        if not self.state["tokens"][0]:
-            self.state["center"] = x.mean(0)
+        # `where`, since an `if` would wait for the GPU
+        begun = self.state["tokens"][0] > 0
+        self.state["center"] = torch.where(begun, self.state["center"], x.mean(0))
         parts = torch.stack([torch.ones_like(recorded), recorded]).double()
         shifted = x - self.offset
         found = {
