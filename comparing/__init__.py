@@ -4,7 +4,7 @@
 first comparison.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comparing.sharedness import sharedness
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "sharedness"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "compare":
         from comparing.comparison import compare
 

@@ -1,7 +1,7 @@
 """What a comparison returns: scores with their floors, and both directions of a pair."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,6 @@ REPLACED = {
     "mutual_knn": "knn",
 }  # scores of an earlier version, and what to ask for
 
-NORMAL_95 = 1.96  # standard errors to each side of a 95 % interval
 DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
 
 
@@ -96,14 +95,13 @@ class Nuisance(NamedTuple):
     """What a sample of the sources says of other explanations; all four are of the same features.
 
     `floor`: by permuted rows; `strata_floor`: by rows permuted within their stratum of `strata` (None without
-    strata), to be printed and not subtracted. `held_out`, and `held_out_sqrt`: that of sqrt(x) on both sides; None
-    where all scores are of sqrt(x).
+    strata), to be printed and not subtracted. `held_out`, and `held_out_sqrt`: that of sqrt(x) on both sides.
     """
 
     floor: float
     strata_floor: float | None
     held_out: float
-    held_out_sqrt: float | None
+    held_out_sqrt: float
     features: int
     strata: str | None = None
 
@@ -191,11 +189,10 @@ def harmonic_mean(a: float | None, b: float | None) -> float | None:
     return 2 * a * b / (a + b) if min(a, b) > 0 else 0.0
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """Results as JSON has them: NamedTuples as objects and NaN as null, all the way down."""
-    fields = getattr(value, "_fields", None)
-    if fields is not None:
-        return {name: plain(getattr(value, name)) for name in fields}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -91,6 +91,12 @@ def prepare(encoder=None, pairs=None, layers=(0, 1, 2), sae=None, **settings):
     return experiment.prepare(stream, variants(**settings), sae, overwrite=False, started=0.0)
 
 
+def settle(encoder=None, pairs=None, layers=(0, 1, 2), sae=None, **settings):
+    """The work of a command, before any run folder is opened."""
+    stream = Stream(encoder or SmallEncoder(), pairs or SmallPairs(300), list(layers))
+    return experiment.settle(stream, variants(**settings), sae, started=0.0)
+
+
 def train(
     encoder=None,
     pairs=None,

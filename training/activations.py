@@ -28,11 +28,20 @@ class Stream:
             pin_memory=self.encoder.device.startswith("cuda"),
         )
         for rows, inputs in loader:
-            if isinstance(inputs, UserError):
-                raise inputs
-            with float32_products("high"):
-                found = self.encoder.activations(inputs, self.layers)
-            yield found._replace(rows=rows)
+            yield self.encode(rows, inputs)
+
+    def read(self, rows: list[int]) -> tuple[list[int], Inputs | UserError]:
+        """Read and preprocess some rows, here and now; an item's row, and the batch or the first mistake."""
+        examples = _Examples(self.pairs, self.encoder)
+        return examples.collate([examples[row] for row in rows])
+
+    def encode(self, rows: list[int], inputs: Inputs | UserError) -> Activations:
+        """Run the encoder on what was read."""
+        if isinstance(inputs, UserError):
+            raise inputs
+        with float32_products("high"):
+            found = self.encoder.activations(inputs, self.layers)
+        return found._replace(rows=rows)
 
 
 class _Examples(torch.utils.data.Dataset):

@@ -25,6 +25,7 @@ from plumbing.errors import UserError
 from plumbing.processes import team, wait_for_all
 from training import resume, trackers
 from training.activations import Stream
+from training.estimate import Estimate, estimate
 from training.fetched import locate, pinned
 from training.fit import fit
 from training.given import find_saes
@@ -98,19 +99,54 @@ def train_all(
             sae = pinned(sae) if sae else None
             if log:
                 trackers.check(log)
-            self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else layers))
-            numbers = sorted(find_saes(locate(sae), encoder, layers)) if sae else layers
-            stream = Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
+            stream = tested_stream(encoder, pairs, layers, sae, workers)
             work = prepare(stream, variants, sae, overwrite, time.monotonic() if started is None else started)
             return carry_out(work._replace(tracker=log), checkpoint_every, command)
         finally:
             release_locks()
 
 
+def dry_run(
+    encoder: WrappedModel,
+    pairs: Pairs,
+    variants: Mapping[str, Settings],
+    layers: Sequence[int] | None = LAST,
+    **options: Unpack[Options],
+) -> Estimate:
+    """What `train_all` with the same arguments would cost, from a few batches; no file is written."""
+    started, sae = options.get("started"), options.get("sae")
+    settings = next(iter(variants.values()))
+    with in_one_line(settings.batch_size, overwrite=False):
+        resume.check_names(variants, sae, options.get("overwrite", False))
+        sae = pinned(sae) if sae else None
+        stream = tested_stream(encoder, pairs, layers, sae, options.get("workers", 0))
+        work = settle(stream, variants, sae, time.monotonic() if started is None else started)
+        return estimate(work, options.get("checkpoint_every", 60.0))
+
+
+def tested_stream(
+    encoder: WrappedModel, pairs: Pairs, layers: Sequence[int] | None, sae: str | None, workers: int
+) -> Stream:
+    """The encoder's activations at the layers that are asked for, or that there are given SAEs of."""
+    self_test.self_test_on(encoder, pairs, encoder.resolve_layers([-1] if sae else layers))
+    numbers = sorted(find_saes(locate(sae), encoder, layers)) if sae else layers
+    return Stream(encoder, pairs, encoder.resolve_layers(numbers), workers)
+
+
 def prepare(
     stream: Stream, variants: Mapping[str, Settings], sae: str | None, overwrite: bool, started: float
 ) -> Work:
     """Settle every setting, and open the run folders: new ones, or what the same command left when it was killed."""
+    work = settle(stream, variants, sae, started)
+    if team().rank == 0:
+        folders = [job.unfinished for job in work.jobs]
+        work = work._replace(started=started - resume.open_folders(folders, identity(work), overwrite))
+    wait_for_all()
+    return work
+
+
+def settle(stream: Stream, variants: Mapping[str, Settings], sae: str | None, started: float) -> Work:
+    """Settle every setting."""
     jobs = [
         Job(Unfinished(features.run_path(name)), settled(settings, stream.encoder))
         for name, settings in variants.items()
@@ -128,10 +164,6 @@ def prepare(
         )
     if stream.encoder.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(stream.encoder.device)
-    if team().rank == 0:
-        folders = [job.unfinished for job in jobs]
-        work = work._replace(started=started - resume.open_folders(folders, identity(work), overwrite))
-    wait_for_all()
     return work
 
 

@@ -100,9 +100,14 @@ def open_cache(work: Work, standard: dict[int, Standardizer]) -> RecordedTokens 
     """The token cache; None where the disk has too little room, or where processes of several machines would share it."""
     widths = {layer: len(standard[layer].mean) for layer in work.stream.layers}
     file, n_rows = work.state().tokens_file, len(work.held_out)
-    room = shutil.disk_usage(file.parent).free > 2 * RecordedTokens.nbytes(n_rows, widths)
+    room = cache_fits(shutil.disk_usage(file.parent).free, n_rows, widths)
     one_machine = processes_here() == team().world
     return RecordedTokens(file, n_rows, widths) if one_machine and (room or file.exists()) else None
+
+
+def cache_fits(free: int, n_rows: int, widths: dict[int, int]) -> bool:
+    """Whether a disk with so many bytes free has room for a token cache."""
+    return free > 2 * RecordedTokens.nbytes(n_rows, widths)
 
 
 def standardizers(work: Work, plan: list[list[int]]) -> tuple[dict[int, Standardizer], float]:

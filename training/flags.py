@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import data
 import features
@@ -18,6 +19,9 @@ from training import fetched, settings
 from training.resume import check_names
 from training.settings import Settings
 from training.trackers import OPTIONS, check
+
+if TYPE_CHECKING:
+    from training.estimate import Estimate
 
 Rows = Mapping[str, Row]
 
@@ -52,8 +56,10 @@ RUN_FLAGS: Flags = {  # the arguments of experiment.train_all
 }
 
 
-def run(arguments: argparse.Namespace) -> list[features.Run]:
+def run(arguments: argparse.Namespace) -> "list[features.Run] | Estimate":
     """Run a train script with its parsed flags: train, print the tables; returns the runs.
+
+    With --dry_run it prints and returns an estimate of what that would cost.
 
     Mistakes that can be found without torch, which takes seconds to import, are reported before that.
     """
@@ -68,15 +74,20 @@ def run(arguments: argparse.Namespace) -> list[features.Run]:
     if arguments.sae:
         fetched.locate(arguments.sae)
 
-    from plumbing.processes import own_device
+    from plumbing import processes
     from training import experiment, manifest
 
     started = time.monotonic()
-    options = chosen(arguments, LOAD_FLAGS) | {"device": own_device(arguments.device)}
+    options = chosen(arguments, LOAD_FLAGS) | {"device": processes.own_device(arguments.device)}
     with experiment.in_one_line(arguments.batch_size, arguments.overwrite):
         encoder = wrappedmodels.load(arguments.model, arguments.checkpoint, **options)
         layers = asked_layers(arguments.layers, arguments.sae)
         options = chosen(arguments, RUN_FLAGS) | {"command": arguments.command, "started": started}
+        if arguments.dry_run:
+            found = experiment.dry_run(encoder, pairs, variants, layers, **options)
+            if processes.team().rank == 0:
+                print(found.table())
+            return found
         runs = experiment.train_all(encoder, pairs, variants, layers, **options)
     for one in runs:
         print(manifest.table(one))
@@ -96,6 +107,11 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
         "--runname", help="the run's folder in sae_features/; by default encoder and data set"
     )
     add_flags(parser, RUN_FLAGS)
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="time a few batches, print the memory, the disk and the time that the command would take, and stop",
+    )
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(words)
     arguments.command = [script, *words]

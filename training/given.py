@@ -21,7 +21,14 @@ SCALE_BATCHES = 8  # whose tokens give the mean norm, for an SAE of inputs of a 
 
 
 def take_given(work: Work, name: str) -> list[dict[int, SAE]]:
-    """Load the SAEs of `name`, check their widths, and save a copy with the run; as `fit` returns them."""
+    """Load the SAEs of `name` and save a copy with the run; as `fit` returns them."""
+    saes = load_given(work, name)
+    save_saes(work, [saes])
+    return [saes]
+
+
+def load_given(work: Work, name: str) -> dict[int, SAE]:
+    """Load the SAEs of `name`, by layer, and check their widths."""
     found = find_saes(locate(name), work.stream.encoder, work.stream.layers)
     batch = next(iter(work.stream.batches([[0]])))
     for layer, folder in found.items():
@@ -32,9 +39,7 @@ def take_given(work: Work, name: str) -> list[dict[int, SAE]]:
                 f"{work.stream.encoder.checkpoint} has {width}: name the encoder that it was trained on"
             )
     fetch_weights(name, found.values())
-    saes = load_saes(work, found, input_scales(work, found))
-    save_saes(work, [saes])
-    return [saes]
+    return load_saes(work, found, input_scales(work, found))
 
 
 def input_scales(work: Work, found: dict[int, Path]) -> dict[int, float]:

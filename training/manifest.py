@@ -32,12 +32,16 @@ def finish(
     from training import curve  # it imports matplotlib
 
     folder = work.jobs[number].folder
-    samples = work.stream.pairs.samples
-    rows = [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in samples]
-    features.write_samples(folder, rows)
+    features.write_samples(folder, samples(work))
     if lines := log.read(folder):
         curve.draw(folder / "training_curve.png", lines)
     return features.finish_run(folder, manifest(work, number, saes, scores) | measured)
+
+
+def samples(work: Work) -> list[dict[str, str]]:
+    """The lines of samples.jsonl."""
+    rows = work.stream.pairs.samples
+    return [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in rows]
 
 
 def manifest(
@@ -89,13 +93,12 @@ def costs(work: Work) -> dict[str, object]:
     seconds = time.monotonic() - work.started
     own = work.stream.encoder.device
     device = own if own.startswith("cuda") else None
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     packages = ("torch", "transformers", "open_clip_torch", "numpy", "scipy")
     return {
         "seconds": round(seconds, 3),
         "samples_per_second": round(len(work.stream.pairs) / seconds, 3),
-        "peak_memory": int(highest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)),
-        "peak_gpu_memory": int(highest(torch.cuda.max_memory_allocated(device))) if device else None,
+        "peak_memory": peak_memory(),
+        "peak_gpu_memory": peak_gpu_memory(own),
         "device": own,
         "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
@@ -103,6 +106,17 @@ def costs(work: Work) -> dict[str, object]:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def peak_memory() -> int:
+    """The highest memory in bytes so far, of the process with the highest."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return int(highest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
+
+
+def peak_gpu_memory(device: str) -> int | None:
+    """The highest memory of a GPU so far, likewise; None where the encoder is on none."""
+    return int(highest(torch.cuda.max_memory_allocated(device))) if device.startswith("cuda") else None
 
 
 def cautions(manifest: features.Manifest) -> list[str]:
