@@ -100,7 +100,11 @@ def add_trust(add: Callable):
         default=10,
         help="samples that a feature is active on, to count",
     )
-    add("--transform", choices=("sqrt",), help="compare sqrt(x): heavy tails weigh less")
+    add(
+        "--transform",
+        choices=("sqrt",),
+        help="wMPPC and MPPC of sqrt(x): heavy tails weigh less; older scores stay those of x",
+    )
     add("--cluster", metavar="FILE", help="samples that belong together: a line each of id, tab, group")
     add(
         "--strata",
@@ -117,8 +121,10 @@ def check_shape(arguments: Namespace, n_sources: int, n_targets: int):
         raise UserError(f"--difference takes one source and two targets, not {n_sources} and {n_targets}")
     if arguments.folds and (n_sources, n_targets) != (1, 1):
         raise UserError(f"--folds takes one source and one target, not {n_sources} and {n_targets}")
-    if arguments.no_trust and (arguments.difference or arguments.folds):
-        raise UserError("--no-trust gives the bare score alone: leave out --difference and --folds")
+    if arguments.no_trust and (arguments.difference or arguments.folds or arguments.transform):
+        raise UserError(
+            "--no-trust gives the bare score of x alone: leave out --difference, --folds and --transform"
+        )
 
 
 def options(arguments: Namespace, run: Run) -> "Options":

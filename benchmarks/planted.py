@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from comparing import trust
 from comparing.clusters import clusters
-from comparing.discoveries import discovered
 from comparing.found import weighted
 from comparing.halves import Side
 from comparing.heldout import matched
@@ -28,7 +27,8 @@ from comparing.influence import feature_errors, held_out, influence
 from comparing.older import debiased_cka, mutual_neighbours, soft_matching
 from comparing.passes import Held, evidence
 from comparing.pearson import Sums
-from comparing.presence import sharedness_order, statuses
+from comparing.sharedness import sharedness_order, statuses
+from comparing.trust import discovered
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 APART = 0.15  # truths at least so far apart should be ordered rightly

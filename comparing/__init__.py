@@ -4,7 +4,7 @@
 first comparison.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comparing.sharedness import sharedness
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "sharedness"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "compare":
         from comparing.comparison import compare
 

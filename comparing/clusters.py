@@ -70,7 +70,10 @@ def both_clusters(
     """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves."""
     ids = joined(*(labels for labels in (names, own) if labels is not None))
     widest = ids if captions is None else joined(ids, _lowered(captions))
-    found = _halved(ids, names, widest)
+    few = (
+        int(widest.max(initial=-1)) + 1 < FEWEST
+    )  # then no pair with text has halves: the others need their own
+    found = _halved(ids, names, ids if few else widest)
     return found, found._replace(ids=widest)
 
 
@@ -105,8 +108,12 @@ def joined(*labels: Sequence | np.ndarray) -> Int[np.ndarray, " row"]:
 
 def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
     """The fold of each row, 0 to k - 1; a cluster is in one fold, and in each fold are clusters of both halves."""
-    if not 2 <= k <= clusters.n:
-        raise UserError(f"--folds {k}: give 2 to {clusters.n}, the number of clusters of these samples")
+    if not 2 <= k <= clusters.n // FEWEST:
+        most = clusters.n // FEWEST
+        words = f"give 2 to {most}" if most > 1 else "leave it out"
+        raise UserError(
+            f"--folds {k}: a part takes {FEWEST} of the {clusters.n} clusters of samples: {words}"
+        )
     return ((clusters.key >> np.uint64(1)) % np.uint64(k)).astype(np.int64)
 
 
@@ -149,6 +156,8 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--cluster {path}, line {number}: write a row's id, a tab, and its group: {line!r}"
             )
+        if row in group:
+            raise UserError(f"--cluster {path}, line {number}: {row} has a line already")
         group[row] = label
     missing, unknown = [row for row in ids if row not in group], sorted(set(group) - set(ids))
     if missing or unknown:
@@ -166,8 +175,9 @@ def strata_of(name: str, rows: Sequence[dict]) -> list[str]:
     else:
         columns = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
         raise UserError(f"--strata {name}: the samples have {', '.join(['caption_words', *columns])}")
-    if len(set(strata)) < 2:
-        raise UserError(f"--strata {name} has one value in all rows: leave it out, or name another column")
+    if len(set(strata)) in (1, len(rows)):
+        what = "one value in all rows" if len(set(strata)) == 1 else "another value in each row"
+        raise UserError(f"--strata {name} has {what}: leave it out, or name another column")
     return strata
 
 
@@ -175,8 +185,8 @@ def check(clusters: Clusters):
     """Raise where there are too few clusters to halve."""
     if clusters.n < FEWEST:
         raise UserError(
-            f"{clusters.n} clusters of {len(clusters.ids)} rows: held-out scores and intervals take {FEWEST}; "
-            "--no-trust prints the bare score"
+            f"{clusters.n} clusters of {len(clusters.ids)} samples: a held-out score takes {FEWEST}; leave out "
+            "--difference and --folds"
         )
 
 

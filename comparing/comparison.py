@@ -98,27 +98,35 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sid
                 one.scores[name] = {"last_layer": Score.of(*numbers)}
     if is_new and team().rank == 0:
         write_kept(run, other, found, key)
+    if not sides.options.bare:
+        say_bare(found, sides.clusters(run, other).n, sides.options)
     return found
+
+
+def say_bare(found: Comparison, n_clusters: int, options: Options):
+    """Say why scores stand bare, where they do."""
+    if n_clusters < FEWEST:
+        of = "of x, not of sqrt(x)" if options.square_root else "alone"
+        note(
+            f"{n_clusters} clusters of samples are too few for held-out scores, which take {FEWEST}: bare scores {of}"
+        )
+    for one in found:
+        if one.counted is not None and not one.counted[-1]:
+            least = f"is active on {options.min_active} samples"
+            note(
+                f"no feature of {one.source} {least}: scores with its last layer stand bare (see --min_active)"
+            )
 
 
 def match(source: features.Run, target: features.Run, sides: Sides) -> Comparison:
     """wMPPC and MPPC of a pair of runs, from every layer against every layer."""
-    clusters = None if sides.options.bare else sides.clusters(source, target)
-    if clusters is None or clusters.n < FEWEST:
-        if clusters is not None:
-            note(
-                f"{clusters.n} clusters of samples are too few for held-out scores, which take {FEWEST}: bare scores"
-            )
+    if sides.options.bare or sides.clusters(source, target).n < FEWEST:
         return bare(source, target, sides.reader)
+    clusters = sides.clusters(source, target)
     pair = RunPair(source, target, sides)
     found = evidence(pair, clusters, sides.options.permutations)
     both = comparison_of(found, (source, target), clusters)
     least = sides.options.min_active
-    for one in both if both.wmppc["last_layer"].held_out is None else ():
-        if one.counted is not None and not one.counted[-1]:
-            note(
-                f"no feature of {one.source} is active on {least} samples: its score stands bare (see --min_active)"
-            )
     last = found.forward["last_layer"][0], found.backward["last_layer"][0]
     return Comparison(
         *(

@@ -1,12 +1,14 @@
 """Two scores set against each other on the same samples, and one score on disjoint parts of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 import features
 from comparing import draws, trust
-from comparing.clusters import FEWEST, Clusters, folds
+from comparing.clusters import check, folds
 from comparing.codes import Codes
-from comparing.halves import Side
+from comparing.halves import Side, counted
 from comparing.heldout import matched
 from comparing.influence import held_out
 from comparing.passes import evidence
@@ -19,14 +21,11 @@ def difference(source: features.Run, targets: tuple[features.Run, features.Run],
     """The held-out score of A -> B less that of A -> C, last layers, with the interval of the paired difference."""
     groups = sides.clusters(source, *targets)
     check(groups)
+    check_counted((source, *targets), sides)
     found = [
         evidence(RunPair(source, target, sides), groups, permutations=0).forward["last_layer"]
         for target in targets
     ]
-    if not found[0][0].facts.weight.sum() > 0:
-        raise UserError(
-            f"no feature of {source.name} is active on {sides.options.min_active} samples: give a lower --min_active"
-        )
     value, interval = trust.difference(found[0], found[1], groups)
     low, high = map(rounded, interval)
     return Difference(source.name, targets[0].name, targets[1].name, rounded(value), (low, high))
@@ -37,6 +36,7 @@ def folded(source: features.Run, target: features.Run, k: int, sides: Sides) -> 
     groups = sides.clusters(source, target)
     check(groups)
     fold = folds(groups, k)
+    check_counted((source, target), sides)
     scores: tuple[list[float], list[float]] = ([], [])
     for number in range(k):
         rows = np.flatnonzero(fold == number)
@@ -53,10 +53,11 @@ def part(run: features.Run, rows: np.ndarray, sides: Sides) -> Side:
     return Side(codes, sides.half[rows], sides.options.min_active)
 
 
-def check(groups: Clusters):
-    """Refuse too few clusters."""
-    if groups.n < FEWEST:
-        raise UserError(
-            f"{groups.n} clusters of {len(groups.ids)} samples: a held-out score takes {FEWEST}; leave out "
-            "--difference and --folds"
-        )
+def check_counted(runs: Sequence[features.Run], sides: Sides):
+    """Refuse runs of which no feature of the last layer counts."""
+    least = sides.options.min_active
+    for run in runs:
+        if not counted(sides.moments(draws.Layer(run, run.layers[-1])), least).any():
+            raise UserError(
+                f"no feature of {run.name} is active on {least} samples: give a lower --min_active"
+            )

@@ -47,7 +47,7 @@ def _direction(
         [int((one.facts.total > 0).sum()) for one in layers],
         [len(one.facts.total) for one in layers],
         {
-            "wmppc": {scope: tidy(score(own[scope], clusters)) for scope in SCOPES},
+            "wmppc": {scope: tidy(either(own[scope], other[scope], clusters)) for scope in SCOPES},
             "mppc": {scope: mppc(own[scope]) for scope in SCOPES},
         },
         [
@@ -59,6 +59,14 @@ def _direction(
         tidied(coverage_by_band(last)),
         Drivers(*map(tidied, drivers(last, back, clusters))),
     )
+
+
+def either(own: list[Found], other: list[Found], clusters: Clusters) -> Score:
+    """A direction's score; bare where the target has no feature that counts, so that nothing can be held out."""
+    found = score(own, clusters)
+    if any(one.facts.counted.any() for one in other):
+        return found
+    return Score(found.value, found.floor, found.adjusted)
 
 
 def _rows(cells: np.ndarray) -> list[list[tuple[tuple[int, int], float]]]:
@@ -105,4 +113,7 @@ def nuisance(pair: RunPair, found: Found, sides: Sides, clusters: Clusters, side
     matched: Matched = roots.matched(*last)[0]
     total = roots.moments(0, last[0]).total.sum(0)
     found_out = nuisance_of(found, chosen, by_strata, matched, total)
-    return Nuisance(*map(tidied, found_out))._replace(strata=None if within is None else sides.options.strata)
+    found_out = Nuisance(*map(tidied, found_out))
+    if sides.options.square_root:
+        found_out = found_out._replace(held_out_sqrt=None)
+    return found_out._replace(strata=None if within is None else sides.options.strata)

@@ -7,9 +7,9 @@ from jaxtyping import Float
 
 from comparing.clusters import Clusters
 from comparing.halves import Moments, counted
+from comparing.results import NORMAL_95
 
 TIE = 1e-10  # correlations closer than this are equal: the first partner has it, however sums were rounded
-NORMAL_95 = 1.96  # standard errors to each side of a 95 % interval
 
 
 class Matched(NamedTuple):

@@ -1,7 +1,7 @@
 """Older scores of the last layers of a pair of runs, the same in both directions, each with its own chance level."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -10,28 +10,22 @@ from jaxtyping import Float, Int, UInt8
 
 from comparing.codes import Codes, Matrix, as_codes
 from comparing.draws import Cell, Layer, aligned, blocks, chosen_rows, permutation
-from comparing.pearson import Sums, add_products
+from comparing.pearson import Sums
 from comparing.reader import Reader
-from plumbing.compiled import compiled
 from plumbing.errors import UserError
-from plumbing.threads import equal_ranges, in_parallel
 
 NEIGHBOURS = 10  # of a row
 NEIGHBOUR_ROWS = 10_000  # rows drawn for `mutual_neighbours`: its cost is their square
 
 CANDIDATES = 30  # partners of each feature that a large plan is made of
 SMALL_PLAN = 250_000  # pairs, up to which all of them are
-CLOSE = 1e-9  # similarities closer than this are equal
 
 
 class Older(NamedTuple):
     """A score, and what chance gives; NaN where there is none."""
 
-    value: float
-    floor: float
-
-
-NO_SCORE = Older(float("nan"), float("nan"))
+    value: float = float("nan")
+    floor: float = float("nan")
 
 
 def older_score(
@@ -125,30 +119,11 @@ def _candidates(r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ------------------------------------------------------------------------------------------- debiased CKA
 
 
-class Kernel(NamedTuple):
-    """A layer's linear kernel with a zero diagonal, float64 [row]: the sums of its rows, and the diagonal left out."""
-
-    sums: np.ndarray
-    diagonal: np.ndarray
-
-    @staticmethod
-    def of(blocks: Iterable[Matrix], total: Float[np.ndarray, " feature"]) -> "Kernel":
-        """Of all rows, in blocks [row, feature]; `total` is the sum of each feature."""
-        found = []
-        for block in blocks:
-            rows = block.astype(np.float64)
-            diagonal = np.asarray((rows * rows).sum(axis=1)).ravel()
-            found.append((np.asarray(rows @ total).ravel() - diagonal, diagonal))
-        return Kernel(*map(np.concatenate, zip(*found, strict=True)))
-
-
 def cka(source: Layer, target: Layer, reader: Reader) -> Older:
     """`debiased_cka` of two layers, held or read block by block; 0 by chance."""
-    if reader.fits(Cell(source, target)):
-        return Older(debiased_cka(reader.codes(source), reader.codes(target)), 0.0)
-    own, other = (Kernel.of(layer.blocks(), reader.sums(layer).total) for layer in (source, target))
     pairs = Cell(source, target), Cell(source, source), Cell(target, target)
-    squared = [float((pair_sums(pair, reader).products ** 2).sum()) for pair in pairs]
+    squared = [squared_products(pair_sums(pair, reader)) for pair in pairs]
+    own, other = (squared_norms(side.blocks(), reader.sums(side).mean) for side in (source, target))
     return Older(_cka(own, other, *squared), 0.0)
 
 
@@ -157,45 +132,49 @@ def debiased_cka(source: Matrix | Codes, target: Matrix | Codes) -> float:
 
     `source` and `target` are [row, feature]. NaN where a side does not vary, or with fewer than four rows.
     """
-    source, target = as_codes(source), as_codes(target)
-    own, other = (Kernel.of([side.matrix], side.sums().total) for side in (source, target))
-    pairs = (source, target), (source, source), (target, target)
-    return _cka(own, other, *(squared_products(*pair) for pair in pairs))
+    own, other = as_codes(source), as_codes(target)
+    squared = [squared_products(Sums.of(*pair)) for pair in ((own, other), (own, own), (other, other))]
+    norms, others = (squared_norms([side.matrix], side.sums().mean) for side in (own, other))
+    return _cka(norms, others, *squared)
 
 
-def _cka(source: Kernel, target: Kernel, both: float, own: float, other: float) -> float:
-    """From Σ_ij (Σ_n x_ni y_nj)² of the two sides, and of each with itself."""
-    if len(source.sums) < 4:
+def _cka(
+    source: Float[np.ndarray, " row"],
+    target: Float[np.ndarray, " row"],
+    both: float,
+    own: float,
+    other: float,
+) -> float:
+    """From the rows' `squared_norms`, and the `squared_products` of the two sides and of each with itself.
+
+    No [row, row] matrix is made: with centred features a row of the kernel XX', less its diagonal, sums to -|x_n|².
+    """
+    n = len(source)
+
+    def hsic(a: np.ndarray, b: np.ndarray, squared: float) -> float:  # HSIC_1, times n (n - 3)
+        return squared - n / (n - 2) * float(a @ b) + float(a.sum() * b.sum()) / ((n - 1) * (n - 2))
+
+    if n < 4 or min(own, other) == 0:
         return float("nan")
     scale = hsic(source, source, own) * hsic(target, target, other)
-    return float(hsic(source, target, both) / np.sqrt(scale)) if scale > 0 else float("nan")
+    return hsic(source, target, both) / float(np.sqrt(scale)) if scale > 0 else float("nan")
 
 
-def hsic(source: Kernel, target: Kernel, squared: float) -> float:
-    """HSIC_1 of linear kernels, from Σ_ij (Σ_n x_ni y_nj)² and two numbers a row: no [row, row] matrix is made."""
-    n, own, other = len(source.sums), source.sums, target.sums
-    trace = squared - source.diagonal @ target.diagonal
-    middle = own.sum() * other.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (own @ other)
-    return float((trace + middle) / (n * (n - 3)))
+def squared_products(sums: Sums) -> float:
+    """Σ_ij (Σ_n x_ni y_nj)² of centred features: exactly 0 where all are constant."""
+    found = sums.covariances()
+    found[sums.source.inverse_sd == 0] = 0
+    found[:, sums.target.inverse_sd == 0] = 0
+    return float(np.vdot(found, found)) * sums.source.n**2
 
 
-def squared_products(source: Codes, target: Codes) -> float:
-    """Σ_ij (Σ_n x_ni y_nj)², a source feature at a time."""
-    sums = np.zeros(source.n_features)
-    fixed = (source.by_feature, target.by_row, target.n_features, sums)
-    ranges = equal_ranges(np.diff(source.by_feature[0]))
-    in_parallel(lambda: lambda first, last: _squared_products(first, last, *fixed), ranges)
-    return float(sums.sum())
-
-
-@compiled()
-@no_type_check
-def _squared_products(first, last, by_feature, by_row, width, sums):
-    products = np.empty(width)
-    for feature in range(first, last):
-        products[:] = 0
-        add_products(feature, by_feature, by_row, products)
-        sums[feature] = (products * products).sum()
+def squared_norms(blocks: Iterable[Matrix], mean: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " row"]:
+    """|x_n - mean|² of every row, of blocks [row, feature]."""
+    found = []
+    for block in blocks:
+        rows = block.astype(np.float64)
+        found.append(np.asarray((rows * rows).sum(axis=1)).ravel() - 2 * (rows @ mean) + mean @ mean)
+    return np.concatenate(found)
 
 
 # ------------------------------------------------------------------------------------- mutual neighbours
@@ -219,7 +198,7 @@ def mutual_neighbours(source: Matrix, target: Matrix, k: int = NEIGHBOURS) -> Ol
     units = [_unit(side) for side in (source, target)]
     n = units[0].shape[0]
     if n <= k:
-        return NO_SCORE
+        return Older()
     shared = 0.0
     for start in range(0, n, 256):  # a block of similarities at a time, never all pairs
         one, other = (_places(_similarity(unit, start), start, k) for unit in units)
@@ -248,7 +227,8 @@ def _similarity(unit: Matrix, start: int) -> Float[np.ndarray, "block row"]:
 def _places(similarity: np.ndarray, start: int, k: int) -> Float[np.ndarray, "block row"]:
     """How much each row is among the `k` nearest: 1, 0, or the share of the places left that a tie gets."""
     level = np.partition(similarity, -k, axis=1)[:, -k][:, None]
-    above, level_with = similarity > level + CLOSE, np.abs(similarity - level) <= CLOSE
+    close = 1e-9  # similarities closer than this are equal
+    above, level_with = similarity > level + close, np.abs(similarity - level) <= close
     left = k - above.sum(axis=1, keepdims=True)
     return above + level_with * (left / level_with.sum(axis=1, keepdims=True))
 
@@ -261,9 +241,9 @@ def seeds_mcc(source: Layer, target: Layer) -> Older:
     encoders = [layer.run.manifest.get("encoder") for layer in (source, target)]
     decoders = [decoder(layer) for layer in (source, target)]
     if encoders[0] != encoders[1] or source.name != target.name or None in encoders:
-        return NO_SCORE
+        return Older()
     if decoders[0] is None or decoders[1] is None:
-        return NO_SCORE
+        return Older()
     chance = np.random.default_rng(0).standard_normal(decoders[1].shape)
     return Older(pw_mcc(decoders[0], decoders[1]), pw_mcc(decoders[0], chance))
 

@@ -1,7 +1,7 @@
 """What a comparison returns: scores with their floors, and both directions of a pair."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ REPLACED = {
     "mutual_knn": "knn",
 }  # scores of an earlier version, and what to ask for
 
+NORMAL_95 = 1.96  # standard errors to each side of a 95 % interval
 DECIMALS = 8  # of a score: further ones tell in which order its rows were added up
 
 
@@ -95,13 +96,14 @@ class Nuisance(NamedTuple):
     """What a sample of the sources says of other explanations; all four are of the same features.
 
     `floor`: by permuted rows; `strata_floor`: by rows permuted within their stratum of `strata` (None without
-    strata), to be printed and not subtracted. `held_out`, and `held_out_sqrt`: that of sqrt(x) on both sides.
+    strata), to be printed and not subtracted. `held_out`, and `held_out_sqrt`: that of sqrt(x) on both sides; None
+    where all scores are of sqrt(x).
     """
 
     floor: float
     strata_floor: float | None
     held_out: float
-    held_out_sqrt: float
+    held_out_sqrt: float | None
     features: int
     strata: str | None = None
 
@@ -189,10 +191,11 @@ def harmonic_mean(a: float | None, b: float | None) -> float | None:
     return 2 * a * b / (a + b) if min(a, b) > 0 else 0.0
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Results as JSON has them: NamedTuples as objects and NaN as null, all the way down."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
+    fields = getattr(value, "_fields", None)
+    if fields is not None:
+        return {name: plain(getattr(value, name)) for name in fields}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

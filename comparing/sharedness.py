@@ -1,14 +1,20 @@
 """Comparative Sharedness: which features of one run all runs of a group have, and no run of another group."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 import features
 from comparing.scores import comparative_sharedness
 
+if TYPE_CHECKING:
+    from comparing.draws import Layer
+    from comparing.sides import Sides
+
 PRESENT, ABSENT = 0.3, 0.2  # held-out r that a feature surely has in all of G, and surely has not in any of H
+ONE_SIDED_95 = 1.645  # standard errors that make it sure
 COUNTED = {  # of features, and the ranks of `Status` that they are
     "active often enough": (0, 1, 2, 3),
     "present in all of G": (0, 1),
@@ -69,12 +75,11 @@ def sharedness(
     """
     features.check_aligned([run, *min_group, *max_group])
 
-    from comparing.clusters import FEWEST  # numba comes with these, and takes half a second
-    from comparing.draws import Layer
+    from comparing.draws import Layer  # numba comes with these, and takes half a second
     from comparing.halves import counted
     from comparing.per_feature import presences
     from comparing.reader import Reader
-    from comparing.references import other_seed
+    from comparing.references import note, other_seed
     from comparing.sides import DEFAULTS, Sides
 
     seed = other_seed(run)
@@ -89,11 +94,24 @@ def sharedness(
     rho = {name: found[name].rho for name in others}
     delta = comparative_sharedness(table(rho, G), table(rho, H), total)
     bare = Sharedness(run.name, own.name, G, H, np.arange(len(delta)), delta, total, rho)
-    if sides.clusters(run).n < FEWEST:
+    if why := too_little([own, *(Layer(other, other.layer(layer)) for other in others.values())], sides):
+        note(f"{why}: no statuses, ranked by Delta alone")
         return in_order(bare, np.argsort(-delta, kind="stable"))
     held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
     bare = bare._replace(held_out=held, error=errors, other_seed=None if seed is None else seed.name)
     return by_status(bare, counted(sides.moments(own), sides.options.min_active), present, absent)
+
+
+def too_little(layers: "Sequence[Layer]", sides: "Sides") -> str:
+    """Why nothing can be held out for these layers; "" where it can."""
+    from comparing.clusters import FEWEST
+    from comparing.halves import counted
+
+    n, least = sides.clusters(*(layer.run for layer in layers)).n, sides.options.min_active
+    if n < FEWEST:
+        return f"{n} clusters of samples are too few for held-out correlations, which take {FEWEST}"
+    silent = [layer.run.name for layer in layers if not counted(sides.moments(layer), least).any()]
+    return f"no feature of {', '.join(silent)} is active on {least} samples" if silent else ""
 
 
 def table(by_run: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
@@ -119,8 +137,6 @@ def in_order(found: Sharedness, order: np.ndarray) -> Sharedness:
 
 def by_status(found: Sharedness, enough: np.ndarray, present: float, absent: float) -> Sharedness:
     """Order features by their status, then Delta. `enough` bool [feature]: active often enough to tell."""
-    from comparing.presence import RARE, sharedness_order, statuses
-
     G, H, held, errors = found.min_group, found.max_group, found.held_out or {}, found.error or {}
     told = statuses(table(held, G), table(errors, G), table(held, H), table(errors, H), G, H, present, absent)
     status = [one if counts else RARE for one, counts in zip(told, enough, strict=True)]
@@ -129,3 +145,47 @@ def by_status(found: Sharedness, enough: np.ndarray, present: float, absent: flo
     counts = {words: sum(one.rank in ranks for one in status) for words, ranks in COUNTED.items()}
     texts = [status[feature].text for feature in order]
     return in_order(found, order)._replace(status=texts, least=least.tolist(), counts=counts)
+
+
+class Status(NamedTuple):
+    """A feature's status; `rank` sorts: 0 present in all of G and absent in all of H, 1 present, 2 absent, 3 neither."""
+
+    rank: int
+    text: str
+
+
+RARE = Status(4, "too rare")  # active on too few rows to count
+
+
+def statuses(
+    rho_G: Float[np.ndarray, "min_group feature"],
+    se_G: Float[np.ndarray, "min_group feature"],
+    rho_H: Float[np.ndarray, "max_group feature"],
+    se_H: Float[np.ndarray, "max_group feature"],
+    names_G: Sequence[str],
+    names_H: Sequence[str],
+    present: float = PRESENT,
+    absent: float = ABSENT,
+) -> list[Status]:
+    """Each feature's status, from held-out correlations and their standard errors.
+
+    Present in g: rho - 1.645 se >= `present`. Absent in h: rho + 1.645 se <= `absent`. Otherwise the run that
+    breaks it most is named: "present, in dino", "not in bert, absent".
+    """
+    low, high = rho_G - ONE_SIDED_95 * se_G, rho_H + ONE_SIDED_95 * se_H
+    least, most = low.argmin(axis=0), high.argmax(axis=0)
+    found = []
+    for feature in range(rho_G.shape[1]):
+        is_present, is_absent = (
+            low[least[feature], feature] >= present,
+            high[most[feature], feature] <= absent,
+        )
+        first = "present" if is_present else f"not in {names_G[least[feature]]}"
+        second = "absent" if is_absent else f"in {names_H[most[feature]]}"
+        found.append(Status(2 * (not is_present) + (not is_absent), f"{first}, {second}"))
+    return found
+
+
+def sharedness_order(status: Sequence[Status], delta: Float[np.ndarray, " feature"]) -> np.ndarray:
+    """The features by status, and by Delta within."""
+    return np.lexsort((-delta, np.array([one.rank for one in status])))

@@ -20,9 +20,9 @@ from comparing.clusters import FEWEST
 from comparing.comparison import with_references
 from comparing.draws import Layer
 from comparing.per_feature import Presence, presence
-from comparing.presence import ABSENT, ONE_SIDED_95
 from comparing.reader import Reader
 from comparing.results import Direction, number
+from comparing.sharedness import ABSENT, ONE_SIDED_95
 from comparing.sides import DEFAULTS, Sides
 from features import Run
 from plumbing import files

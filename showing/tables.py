@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from comparing.results import Direction, axes, grid, number
+from comparing.results import NORMAL_95, Direction, axes, grid, number
 from comparing.sharedness import Sharedness
 from features import Run
 
@@ -95,12 +95,21 @@ def cell(value: object) -> str:
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
+def intervals(shared: Sharedness) -> dict[str, dict[str, np.ndarray]]:
+    """The "low" and "high" ends of each held-out correlation's 95 % interval, float64 [rank] by run; {} without."""
+    if shared.held_out is None or shared.error is None:
+        return {}
+    held, error = shared.held_out, shared.error
+    ends = {"low": -NORMAL_95, "high": NORMAL_95}
+    return {end: {run: held[run] + times * error[run] for run in held} for end, times in ends.items()}
+
+
 def sharedness_csv(shared: Sharedness, names: Mapping[int, str]) -> str:
     """A line a feature, best first: with statuses also each held-out correlation and its 95 % interval."""
     table = sharedness_columns(shared, names)
+    bounds = intervals(shared)
     for name, values in (shared.held_out or {}).items():
-        wide = 1.96 * (shared.error or {})[name]
-        table |= {f"held out {name}": values, f"low {name}": values - wide, f"high {name}": values + wide}
+        table |= {f"held out {name}": values, **{f"{end} {name}": bounds[end][name] for end in bounds}}
     if shared.least is not None:
         table["least of G"] = np.array(shared.least)
     return as_csv([table, *zip(*(column.tolist() for column in table.values()), strict=True)])
@@ -109,9 +118,10 @@ def sharedness_csv(shared: Sharedness, names: Mapping[int, str]) -> str:
 def sharedness_json(source: Run, shared: Sharedness, names: Mapping[int, str]) -> str:
     """Every field of `shared`, for every feature, and the `names` by feature."""
     arrays = {name: getattr(shared, name).tolist() for name in ("feature", "delta", "gap", "total", "share")}
+    by_run = {"rho": shared.rho, "held_out": shared.held_out, "error": shared.error} | intervals(shared)
     tables = {
         key: {name: values.tolist() for name, values in table.items()}
-        for key, table in (("rho", shared.rho), ("held_out", shared.held_out), ("error", shared.error))
+        for key, table in by_run.items()
         if table is not None
     }
     return as_json(

@@ -137,7 +137,7 @@ def reads(directions: tuple[Direction, ...]) -> Iterator[str]:
 def drives(directions: tuple[Direction, ...]) -> Iterator[str]:
     """What the scores hang on."""
     for d in directions:
-        if d.drivers is None:
+        if d.drivers is None or d.wmppc["last_layer"].held_out is None:
             continue
         shares = [
             f"{percent(share)} of the activation in features on > {percent(float(above))} of samples (score without: {number(without)})"
@@ -152,13 +152,15 @@ def nuisance(directions: tuple[Direction, ...]) -> Iterator[str]:
     """Other explanations, on a sample of the features."""
     for d in directions:
         found = d.nuisance
-        if found is None:
+        if found is None or d.wmppc["last_layer"].held_out is None:
             continue
         strata = ""
         if found.strata is not None and found.strata_floor is not None:
             words = found.strata.replace("_", " ")
             strata = f"floor within equal {words} {number(found.strata_floor)} (of all rows {number(found.floor)}); "
         roots = f"sqrt(x) held out {number(found.held_out_sqrt)} (x: {number(found.held_out)})"
+        if found.held_out_sqrt is None:
+            roots = f"all of sqrt(x), held out {number(found.held_out)}"
         yield f"nuisance: {d.source}: {strata}{roots}; of {found.features} of its features"
 
 
@@ -189,7 +191,7 @@ def print_extra(found: Difference | Folds):
         (f"{found.source} -> {found.target}", found.forward),
         (f"{found.target} -> {found.source}", found.backward),
     ):
-        spread = f"mean {np.mean(scores):.3f}, standard deviation {np.std(scores, ddof=1):.3f}"
+        spread = f"mean {number(float(np.mean(scores)))}, standard deviation {number(float(np.std(scores, ddof=1)))}"
         print(f"held out on {len(scores)} folds, {words}: {', '.join(map(number, scores))}; {spread}")
 
 

@@ -19,7 +19,7 @@ def test_rows_are_joined_by_image_and_lower_cased_caption_transitively():
 def test_halves_and_folds_hang_on_names_alone():
     rng = np.random.default_rng(0)
     names = [f"{number // 5:03d}.jpg" for number in range(2000)]
-    captions = [f"caption {number}" for number in rng.integers(0, 5000, 2000)]
+    captions = [f"caption {number}" for number in rng.integers(0, 50_000, 2000)]
     found = clusters(names, captions)
     order = rng.permutation(2000)
     moved = clusters([names[row] for row in order], [captions[row] for row in order])
@@ -72,6 +72,7 @@ def test_strata_keep_their_rows():
         ("a\tx\nb\ty\n", "has no line for c"),
         ("a\tx\nb\ty\nc\tz\nd\tz\n", "unknown rows: d"),
         ("a\n", "line 1"),
+        ("a\tx\nb\ty\nc\tz\na\tz\n", "line 4: a has a line already"),
     ],
 )
 def test_a_cluster_file_says_what_is_wrong(tmp_path, text, message):
@@ -81,14 +82,16 @@ def test_a_cluster_file_says_what_is_wrong(tmp_path, text, message):
 
 
 def test_bad_choices_are_refused():
-    rows = [{"id": "1", "caption": "a b", "lens": "wide"}, {"id": "2", "caption": "a", "lens": "wide"}]
-    assert strata_of("caption_words", rows) == ["2", "1"]
+    rows = [{"id": str(n), "caption": text, "lens": "wide"} for n, text in enumerate(["a b", "a", "b"])]
+    assert strata_of("caption_words", rows) == ["2", "1", "1"]
     with pytest.raises(UserError, match="one value"):
         strata_of("lens", rows)
     with pytest.raises(UserError, match="caption_words, caption, id, lens"):
         strata_of("camera", rows)
+    with pytest.raises(UserError, match="another value in each row"):
+        strata_of("id", rows)
     few = clusters(["a", "b", "b"])
-    with pytest.raises(UserError, match="give 2 to 2"):
-        folds(few, 3)
-    with pytest.raises(UserError, match="2 clusters of 3 rows"):
+    with pytest.raises(UserError, match="takes 50 of the 2 clusters of samples: leave it out"):
+        folds(few, 2)
+    with pytest.raises(UserError, match="2 clusters of 3 samples"):
         check(few)

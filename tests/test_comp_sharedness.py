@@ -204,12 +204,16 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     assert list(found.counts.values()) == [4, 3, 3, 2]
     printed = capsys.readouterr().out
     assert "active often enough: 4, present in all of G: 3, absent in all of H: 3, both: 2" in printed
-    assert json.loads(Path("a.json").read_text())["status"] == found.status
+    document = json.loads(Path("a.json").read_text())
+    assert document["status"] == found.status
     kinds = {points.words: len(at) for points, at in figures.drawn(found, np.arange(5), np.arange(5))}
     assert kinds == {"neither": 1, "absent in all of H only": 1, "present in all of G only": 1, "both": 2}
     row = next(csv.DictReader(Path("a.csv").read_text().splitlines()))
     assert float(row["held out G"]) == pytest.approx(1)
     assert float(row["low G"]) <= float(row["held out G"]) <= float(row["high G"])
+    for end, sign in (("low", -1), ("high", 1)):
+        np.testing.assert_allclose(document[end]["H"], found.held_out["H"] + sign * 1.96 * found.error["H"])
+        assert float(row[f"{end} H"]) == document[end]["H"][0]
     assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
 
 

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
+from runs import make_run
 
 from comparing import older
+from comparing.draws import Cell, Layer
 from comparing.older import debiased_cka, mutual_neighbours, pw_mcc, soft_matching
+from comparing.reader import Reader
 
 
 def codes(kind, n_rows=80, width=12, seed=0):
@@ -43,10 +46,8 @@ def test_a_large_plan_is_made_of_the_best_candidates(monkeypatch):
     assert soft_matching(r, r) == pytest.approx(whole, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_debiased_cka_is_that_of_the_kernels(kind):
-    x, y = codes(kind), codes(kind, seed=1)
-    y[:, :4] += x[:, :4]
+def kernel_cka(x, y):
+    """Debiased CKA by its definition, from kernels of all pairs of rows."""
 
     def hsic(a, b):
         k, m = (side.astype(float) @ side.astype(float).T for side in (a, b))
@@ -56,13 +57,41 @@ def test_debiased_cka_is_that_of_the_kernels(kind):
         last = 2 / (n - 2) * (k @ m).sum()
         return (np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - last) / (n * (n - 3))
 
-    expected = hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
-    assert debiased_cka(x, y) == pytest.approx(expected, rel=1e-9)
+    return hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_debiased_cka_is_that_of_the_kernels(kind):
+    x, y = codes(kind), codes(kind, seed=1)
+    y[:, :4] += x[:, :4]
+
+    expected = kernel_cka(x, y)
+    assert debiased_cka(x, y) == pytest.approx(expected, abs=1e-6)
     assert debiased_cka(scipy.sparse.csr_array(x), scipy.sparse.csr_array(y)) == pytest.approx(
-        expected, rel=1e-9
+        expected, abs=1e-6
     )
     assert debiased_cka(x, 3 * x[:, ::-1]) == pytest.approx(1)
     assert np.isnan(debiased_cka(x, np.zeros_like(y)))
+
+
+@pytest.mark.parametrize("kind", ["relu", "means 100 times the spread", "one live feature"])
+def test_cka_is_the_same_held_and_streamed(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = (np.maximum(np.random.default_rng(seed).standard_normal((300, 12)), 0) for seed in (0, 1))
+    y[:, :6] += 0.5 * x[:, :6]
+    if kind == "means 100 times the spread":
+        x, y = x + 100, y + 100
+    if kind == "one live feature":
+        x[:, 1:] = 0
+    layers = [
+        Layer(make_run(name, {"layer0": of}, part_rows=70), "layer0")
+        for name, of in zip("ab", (x, y), strict=True)
+    ]
+    held, streamed = Reader(1 << 30), Reader(20_000)
+    assert [reader.fits(Cell(*layers)) for reader in (held, streamed)] == [True, False]
+    found = [older.cka(*layers, reader).value for reader in (held, streamed)]
+    expected = kernel_cka(*(of.astype(np.float32) - of.mean(axis=0) for of in (x, y)))
+    assert found == pytest.approx([expected] * 2, abs=1e-6)
 
 
 def test_debiased_cka_is_0_by_chance():

@@ -10,16 +10,15 @@ from benchmarks import planted
 from benchmarks.planted import Setting, captioned, sharedness, sides, world
 from comparing import trust
 from comparing.clusters import clusters, permutation
-from comparing.discoveries import discovered, discoveries, smoothed
 from comparing.drivers import drivers, nuisance
 from comparing.found import Facts, Found, Matched, Shuffled, weighted
 from comparing.halves import Side
 from comparing.heldout import matched, shuffled
 from comparing.influence import held_out, influence
 from comparing.passes import STEADY_FROM, Held, evidence, numbers
-from comparing.presence import sharedness_order, statuses
 from comparing.results import harmonic_mean
-from comparing.trust import coverage
+from comparing.sharedness import sharedness_order, statuses
+from comparing.trust import coverage, discovered, discoveries, smoothed
 
 SMALL = Setting(n_rows=4000, d_A=256, d_B=256)
 

@@ -9,9 +9,10 @@ import pytest
 import scipy.sparse
 from runs import make_run
 
+import comp_sharedness
 import features
 import wmppc
-from comparing import trust
+from comparing import references, trust
 from comparing.clusters import clusters
 from comparing.halves import Side
 from comparing.heldout import matched
@@ -26,6 +27,7 @@ N_ROWS = 400
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(references, "_said", set())  # a note is said once a process
 
 
 def codes(seed, n_features=20, n_rows=N_ROWS):
@@ -254,25 +256,69 @@ def test_few_clusters_and_rare_features_give_bare_scores_and_say_so(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--folds", "401"], "--folds 401: give 2 to 400"),
+        (["--folds", "401"], "--folds 401: a part takes 50 of the 400 clusters of samples: give 2 to 8"),
         (["--strata", "source"], "--strata source: the samples have caption_words, caption, id, image"),
         (["--strata", "caption_words"], "caption_words has one value in all rows"),
+        (["--strata", "id"], "--strata id has another value in each row"),
         (["--cluster", "some.tsv"], "--cluster some.tsv has no line for sample1"),
         (["--cluster", "more.tsv"], "--cluster more.tsv names unknown rows: sample400"),
+        (["--cluster", "twice.tsv"], "--cluster twice.tsv, line 2: sample0 has a line already"),
         (["--cluster", "bad.tsv"], "bad.tsv, line 1: write a row's id, a tab, and its group"),
         (["--cluster", "none.tsv"], "none.tsv"),
         (["--difference"], "--difference takes one source and two targets, not 1 and 1"),
-        (["--no-trust", "--folds", "2"], "--no-trust gives the bare score alone"),
+        (["--no-trust", "--folds", "2"], "--no-trust gives the bare score of x alone"),
+        (["--no-trust", "--transform", "sqrt"], "--no-trust gives the bare score of x alone"),
+        (["--folds", "2", "--min_active", "300"], "no feature of A is active on 300 samples"),
     ],
 )
 def test_what_cannot_be_done_ends_in_one_line(words, expected, capsys):
     two_runs()
     Path("some.tsv").write_text("sample0\ta\n")
     Path("more.tsv").write_text("".join(f"sample{row}\ta\n" for row in range(N_ROWS + 1)))
+    Path("twice.tsv").write_text("sample0\ta\nsample0\tb\n")
     Path("bad.tsv").write_text("sample0 a\n")
     line = complaint(capsys, [*PAIR, *words])
     assert line.startswith("error: ")
     assert expected in line
+
+
+def test_one_side_without_features_that_count_leaves_both_directions_bare(capsys):
+    """What correlates with nothing that counts has not been shown to be absent: no held-out 0, and no status."""
+    make_run("A", {"layer0": codes(1)})
+    make_run("B", {"layer0": codes(2)})
+    make_run("rare", {"layer0": codes(3) * (np.arange(N_ROWS) < 20)[:, None]})
+    for found in wmppc.main(["--source", "A", "--target", "rare"]):
+        score = found.wmppc["last_layer"]
+        assert (score.held_out, score.interval, score.coverage, score.discovered) == (None,) * 4
+        assert score.floor > 0
+    words = ["--source", "A", "--difference", "--target", "B", "rare"]
+    assert complaint(capsys, words).startswith("error: no feature of rare is active on 10 samples")
+    words = ["--source", "A", "--min_group", "B", "--max_group", "rare"]
+    assert comp_sharedness.main(words).status is None
+    assert "no feature of rare is active on 10 samples: no statuses" in capsys.readouterr().err
+
+
+def test_captions_that_are_all_alike_leave_pictures_their_halves():
+    captions = ["a photo"] * N_ROWS
+    for seed, names in enumerate(("AC", "BD")):
+        make_run(names[0], {"layer0": codes(seed)}, captions=captions)
+        make_run(names[1], {"layer0": codes(seed)})
+    make_run("T", {"layer0": codes(3)}, captions=captions, modality="text")
+    score, expected = (
+        wmppc.main(words)[0].wmppc["last_layer"] for words in (PAIR, ["--source", "C", "--target", "D"])
+    )
+    assert (score.held_out, score.interval) == (expected.held_out, expected.interval)
+    assert score.held_out > 0.1
+    assert wmppc.main(["--source", "A", "--target", "T"])[0].wmppc["last_layer"].held_out is None
+
+
+def test_sqrt_is_of_wmppc_and_said_once(capsys):
+    """The line on nuisance does not take the root of roots."""
+    two_runs()
+    plain, rooted = (wmppc.main([*PAIR, *words])[0] for words in ([], ["--transform", "sqrt"]))
+    assert rooted.nuisance.held_out_sqrt is None
+    assert rooted.nuisance.held_out == pytest.approx(plain.nuisance.held_out_sqrt)
+    assert "all of sqrt(x), held out" in capsys.readouterr().out
 
 
 def test_one_cluster_of_all_rows_is_too_few(capsys):
