@@ -53,9 +53,23 @@ def _found(loop: Callable[..., None], source: Side, target: Side, count: int) ->
     return found
 
 
+def highest_of_rows(r: np.ndarray, places: np.ndarray, values: np.ndarray):
+    """The places of the highest of each row of `r`, float32 [row, place], highest first; `r` is as it was afterwards."""
+    in_parallel(
+        lambda: lambda first, last: _best_of(first, last, r, places, values), equal_ranges(np.ones(len(r)))
+    )
+
+
 @compiled()
 @no_type_check
-def _best(r, places, values):
+def _best_of(first, last, r, places, values):
+    for row in range(first, last):
+        best(r[row], places[row], values[row])
+
+
+@compiled()
+@no_type_check
+def best(r, places, values):
     """The places of the highest of `r`, highest first, the first of equal ones; `r` is as it was afterwards."""
     for at in range(places.size):
         values[at] = highest_of(r)
@@ -94,7 +108,7 @@ def _partners(first, last, by_half, by_row, counts, n_counted, order, source, ta
             continue
         _correlate(feature, by_half, by_row, source, target, products, r)
         for part in range(3):
-            _best(r[part], places[part], values)
+            best(r[part], places[part], values)
         for at in range(n_places):
             features[feature, at], rs[feature, at] = order[places[0, at]], r[0, places[0, at]]
             for part in (1, 2):
@@ -116,7 +130,7 @@ def _neighbours(
         if counts[feature]:
             _correlate(feature, by_half, by_row, source, target, products, r)
             r[0, place_of[feature]] = NOTHING  # not its own neighbour
-            _best(r[0], places, rs[feature, :n_places])
+            best(r[0], places, rs[feature, :n_places])
             for at in range(n_places):
                 if rs[feature, at] > NOTHING:
                     features[feature, at] = order[places[at]]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from comparing.nearest import neighbours
+from comparing.nearest import NOTHING, highest_of_rows, neighbours
 from comparing.sharedness import Sharedness
 from features import Run
 from showing.browsed import Beside, Browsed
@@ -16,6 +16,7 @@ from showing.names import Named
 from showing.samples import Sample, samples
 
 RELATED = 8  # features of the same layer beside one
+BLOCK = 512  # decoder rows that are set beside all at once: 16 MB
 
 Json = dict[str, object]
 Grids = Mapping[int, Mapping[int, str]]  # by feature, then row: where in the picture it fires
@@ -152,28 +153,24 @@ def decoder_neighbours(
     from safetensors import safe_open
 
     file = run.path / layer / "sae_weights.safetensors"
-    if not file.is_file() or len(live) < 2:
+    if not file.is_file():
         return None
     with safe_open(file, framework="np") as tensors:
         decoder = tensors.get_tensor("W_dec").astype(np.float32)
-    n_features, rows = len(decoder), decoder[live]
+    rows = decoder[live]
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     count = min(RELATED, len(live) - 1)
-    nearest, cosines = np.full((n_features, RELATED), -1), np.zeros((n_features, RELATED))
-    for start in range(0, len(live), 512):
-        block = rows[start : start + 512] @ rows.T
-        block[np.arange(len(block)), start + np.arange(len(block))] = -2  # not its own neighbour
-        best = np.argpartition(-block, count - 1, axis=1)[:, :count]
-        values = np.take_along_axis(block, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        own = live[start : start + 512]
-        nearest[own, :count] = live[np.take_along_axis(best, order, axis=1)]
-        cosines[own, :count] = np.take_along_axis(values, order, axis=1)
+    nearest, cosines = np.full((len(decoder), RELATED), -1), np.zeros((len(decoder), RELATED))
+    for start in range(0, len(live), BLOCK):
+        block = rows[start : start + BLOCK] @ rows.T
+        own = np.arange(start, start + len(block))
+        block[np.arange(len(block)), own] = NOTHING  # not its own neighbour
+        places, values = np.zeros((len(block), count), np.int64), np.zeros((len(block), count), np.float32)
+        highest_of_rows(block, places, values)
+        nearest[live[own], :count], cosines[live[own], :count] = live[places], values
     return nearest, cosines
 
 
-def short(value: float | np.floating | None) -> float | None:
+def short(value: int | float | np.floating | None) -> float | None:
     """Three digits of a number; None for what JSON cannot hold."""
-    return (
-        float(f"{value:.3g}") if isinstance(value, (int, float, np.number)) and math.isfinite(value) else None
-    )
+    return float(f"{value:.3g}") if value is not None and math.isfinite(value) else None

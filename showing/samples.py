@@ -45,15 +45,14 @@ def samples(
         for band in np.array_split(order[::-1], BANDS):
             chosen = np.sort(random.choice(len(band), min(OF_A_BAND, len(band)), replace=False))
             bands.append(_listed(rows, values, band[chosen]))
-    counts, _ = np.histogram(values, BINS)
-    return Samples(
-        top,
-        bands,
-        silent_rows(rows, n_rows, random),
-        float(values.min(initial=np.inf)),
-        float(values.max(initial=-np.inf)),
-        counts.tolist(),
-    )
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    return Samples(top, bands, silent_rows(rows, n_rows, random), low, high, histogram(values, low, high))
+
+
+def histogram(values: Float[np.ndarray, " active"], low: float, high: float) -> list[int]:
+    """How many values are in each of equal widths from the lowest to the highest; equal values are in the first."""
+    widths = (values - low) * (BINS / (high - low) if high > low else 0.0)
+    return np.bincount(np.minimum(widths.astype(np.int64), BINS - 1), minlength=BINS).tolist()
 
 
 def silent_rows(rows: Int[np.ndarray, " active"], n_rows: int, random: np.random.Generator) -> list[int]:

@@ -172,7 +172,7 @@ def _estimate(made: Thumbnails, tried: dict[int, bytes | str], count: int, secon
         )
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
