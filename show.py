@@ -62,6 +62,11 @@ def parse(argv) -> Namespace:
         metavar="PORT",
         help="serve the explorer in --out to this machine, and through ssh",
     )
+    add(
+        "--where",
+        action="store_true",
+        help="of --html: draw where in the pictures each feature of --run fires",
+    )
     for name in ("min_group", "max_group"):
         add(f"--{name}", nargs="+", default=[], metavar="RUN", help="of --html: as in comp_sharedness.py")
     choice = parser.add_mutually_exclusive_group()
@@ -115,8 +120,8 @@ def check(parser: Parser, arguments: Namespace):
         parser.error("name a run with --run, runs with --report, or a port with --serve")
     if arguments.html and not arguments.run:
         parser.error("--html takes the run to show: --run NAME")
-    if (arguments.min_group or arguments.max_group) and not arguments.html:
-        parser.error("--min_group and --max_group are of --html")
+    if (arguments.min_group or arguments.max_group or arguments.where) and not arguments.html:
+        parser.error("--min_group, --max_group and --where are of --html")
     if bool(arguments.min_group) != bool(arguments.max_group):
         parser.error("--min_group and --max_group are given together")
     if arguments.serve is not None and (arguments.report or (arguments.run and not arguments.html)):
@@ -254,7 +259,7 @@ def write_explorer(arguments: Namespace, place: Path) -> Path:
     kept, layer = Path("imgs/thumbs"), arguments.layer
     unique = list({run.name: run for run in runs.values()}.values())
     return explorer_data.write_explorer(
-        explorer_data.Explorer(unique, layer, grouped, pairs, place, kept, pixels, command)
+        explorer_data.Explorer(unique, layer, grouped, pairs, place, kept, pixels, command, arguments.where)
     )
 
 

@@ -22,7 +22,7 @@ from showing.explorer_meta import CAPTION_CHUNK, CHUNK, meta
 from showing.labels import Label, Partner
 from showing.names import Named
 from showing.page import write_page
-from showing.places import Places
+from showing.places import Places, check, places
 from showing.replaced import replacing_folder
 from showing.thumbnails import thumbnails
 from showing.words import vocabulary
@@ -50,6 +50,7 @@ class Explorer(NamedTuple):
     kept: Path  # where thumbnails are kept
     side: int  # pixels of a thumbnail
     command: list[str]
+    where: bool = False  # in the pictures the first run's features fire
 
 
 class Shown(NamedTuple):
@@ -60,14 +61,15 @@ class Shown(NamedTuple):
     shared: Sharedness | None
 
 
-def write_explorer(explorer: Explorer, places: Places | None = None) -> Path:
+def write_explorer(explorer: Explorer) -> Path:
     """Write the folder, whole or not at all; returns its page. An explorer that stands there is replaced.
 
-    `places`: where in the pictures the first run's features fire. Errors: runs of other samples; the folder holds
-    something else; no feature is active.
+    Errors: runs of other samples; the folder holds something else; no feature is active.
     """
     features.check_aligned(explorer.runs)
     pairs, first = explorer.pairs, explorer.runs[0]
+    if explorer.where:
+        check(first, first.layer(explorer.layer))
     sides = Sides(explorer.runs, Reader(), DEFAULTS)
     with replacing_folder(explorer.folder) as temporary:
         layers = browsed(explorer, sides)
@@ -75,16 +77,17 @@ def write_explorer(explorer: Explorer, places: Places | None = None) -> Path:
         if explorer.groups:
             shared = sharedness(first, *explorer.groups, layer=explorer.layer)
         shown = Shown(layers, find_all(layers, sides), shared)
-        rows = write_data(explorer, shown, temporary / "data", places)
+        own = layers[0]
+        spots = places(first, own.layer, own.columns, pairs) if explorer.where else None
+        rows = write_data(explorer, shown, temporary / "data", spots)
         pictured = sorted(row for row in rows if pairs.samples[row].side == "image")
         without = sorted(rows - set(pictured))
         if pictured:
             made = thumbnails(pairs, explorer.kept, pictured, explorer.side)
             without = sorted({*without, *made.copy_to(temporary / "thumbs", pictured)})
-        told = meta(explorer.command, layers, shown.found, sides)
+        told = meta(explorer.command, layers, shown.found, sides, spots)
         told |= {"thumb": explorer.side, "thumbs": len(without) < len(rows)}
         told |= {"no_picture": without if told["thumbs"] else [], "groups": of_groups(explorer, shared)}
-        told |= {"where": None if places is None else {"words": places.words}}
         put(temporary / "data" / "meta.js", "meta", told)
         write_page(temporary, f"Features of {first.name}")
     return explorer.folder / "index.html"
@@ -122,7 +125,7 @@ def find_all(layers: list[Browsed], sides: Sides) -> ByBoth:
     }
 
 
-def write_data(explorer: Explorer, shown: Shown, folder: Path, places: Places | None) -> set[int]:
+def write_data(explorer: Explorer, shown: Shown, folder: Path, spots: Places | None) -> set[int]:
     """Write tables, features and captions; returns the rows that are shown."""
     words, things = vocabulary(explorer.pairs.captions), objects.categories(explorer.pairs)
     named = {
@@ -136,7 +139,7 @@ def write_data(explorer: Explorer, shown: Shown, folder: Path, places: Places | 
         own, place = shown.found[one.slug], f"{one.slug}-{one.layer}"
         columns = table(one, labelled[one.slug], own, shown.shared if is_first else None)
         put(folder / f"{place}.js", f"table/{one.slug}/{one.layer}", columns)
-        grids, side = (places.grids, places.side) if places and is_first else ({}, 0)
+        grids, side = (spots.grids, spots.side) if spots and is_first else ({}, 0)
         marked = None if things is None else names.described(one.side.codes.matrix, things)
         told = Told(named[one.slug], marked, own, grids, side)
         for number, chunk in enumerate(chunks(records(one, told))):

@@ -8,6 +8,7 @@ from datetime import date
 from comparing.sides import Sides
 from showing.browsed import Beside, Browsed
 from showing.explored import Json, short
+from showing.places import Places
 from showing.samples import FEWEST, SEED
 
 CHUNK = 64  # features a file
@@ -24,6 +25,7 @@ def meta(
     layers: Sequence[Browsed],
     found: Mapping[str, Mapping[str, Beside]],
     sides: Sides,
+    spots: Places | None,
 ) -> Json:
     """META, but for what hangs on pictures and groups."""
     first = layers[0].run
@@ -40,13 +42,14 @@ def meta(
         "dense": DENSE,
         "rare": FEWEST,
         "seed": SEED,
-        "runs": [run_of(one) for one in layers],
+        "where": None if spots is None else {"words": spots.words},
+        "runs": [run_of(one, spots) for one in layers],
         "matrix": matrix([one.slug for one in layers], found),
     }
 
 
-def run_of(one: Browsed) -> Json:
-    """A run's encoder and how good its SAE is."""
+def run_of(one: Browsed, spots: Places | None) -> Json:
+    """A run's encoder and how good its SAE is; only the first run's page draws places."""
     manifest = one.run.manifest
     encoder, sae = manifest.get("encoder") or {}, (manifest.get("sae") or {}).get(one.layer) or {}
     told = {name: short(one.run.score(name, one.layer)) for name in QUALITY}
@@ -56,13 +59,13 @@ def run_of(one: Browsed) -> Json:
         "modality": encoder.get("modality", "-"),
         "encoder": {
             "model": encoder.get("model", "-"),
-            "checkpoint": without_folders(encoder.get("checkpoint", "-")),
+            "checkpoint": without_folders(str(encoder.get("checkpoint", "-"))),
         },
         "token": manifest.get("token", "-"),
         "activation": manifest.get("activation", "-"),
         "command": [without_folders(word) for word in manifest.get("command") or []],
         "k": sae.get("k"),
-        "crop": None,
+        "crop": None if spots is None else spots.crop,
         "layers": [{"name": one.layer, "d_sae": one.side.n_features, "live": len(one.live), **told}],
     }
 
