@@ -26,6 +26,7 @@ from wrappedmodels import REGISTRY
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STUDY = Path(__file__).with_name("studies") / "demo.toml"
+RANDOM = "demo-random"  # the run of random weights
 RETRAINED = Path("data/demo-encoders")  # git ignores it; the weights in toyworld/weights/ stay as they are
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
@@ -60,8 +61,9 @@ def main(argv=None) -> list[Followed]:
     followed = follow(shared)
     print_followed(shared, followed)
     sheets = show_first(shared.source, followed)
+    (page,) = show_all(shared)
     print(f"\nDone in {time.monotonic() - started:.0f} s. Runs: sae_features/demo-*/;", end=" ")
-    print(f"the matrix: imgs/demo-wmppc.png; the sheets: {sheets[0].parent}/")
+    print(f"the matrix: imgs/demo-wmppc.png; the sheets: {sheets[0].parent}/; the explorer: {page}")
     return followed
 
 
@@ -76,9 +78,20 @@ def study(arguments: Namespace) -> steps.Study:
 
 def show_first(run: str, followed: list[Followed]) -> list[Path]:
     """The sheets of the first features."""
-    words = ["--run", run, "--features", *(str(found.feature) for found in followed[:SHOWN])]
+    return call_show("--run", run, "--features", *(str(found.feature) for found in followed[:SHOWN]))
+
+
+def show_all(shared: Sharedness) -> list[Path]:
+    """The explorer of the source, beside the runs of both groups and the random one."""
+    groups = ["--min_group", *shared.min_group, "--max_group", *shared.max_group]
+    beside = [*shared.min_group, *shared.max_group, RANDOM]
+    return call_show("--run", shared.source, "--html", "--compare", *beside, *groups)
+
+
+def call_show(*words: str) -> list[Path]:
+    """Run show.py in this process, its command line printed first."""
     print(f"\n$ uv run show.py {shlex.join(words)}", flush=True)
-    return show.main(words)
+    return show.main(list(words))
 
 
 def follow(shared: Sharedness) -> list[Followed]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from encoders.wrapper import WrappedModel
-    from sae import TopKSAE
+    from saelens import SAE
 
 SHOWN = 9  # of a feature's highest samples
 BATCH = 32  # pictures encoded at once
@@ -55,12 +55,12 @@ def places(run: Run, layer: str, columns: Columns, pairs: Pairs) -> Places:
 
     Errors: what the run recorded is of no picture or of no place in it; the encoder's patches are no square grid.
     """
-    from sae import TopKSAE
+    import saelens
 
     check(run, layer)
     encoder = load(run)
     wanted = wanted_rows(columns)
-    sae = TopKSAE.load(run.path / layer).to(encoder.device)
+    sae = saelens.load(run.path / layer).to(encoder.device)
     found: dict[int, dict[int, np.ndarray]] = {}
     for row, codes in patch_codes(encoder, sae, int(layer.removeprefix("layer")), wanted, pairs):
         for feature, code in zip(wanted[row].tolist(), codes.T, strict=True):
@@ -112,7 +112,7 @@ def wanted_rows(columns: Columns) -> Wanted:
 
 
 def patch_codes(
-    encoder: "WrappedModel", sae: "TopKSAE", layer: int, wanted: Wanted, pairs: Pairs
+    encoder: "WrappedModel", sae: "SAE", layer: int, wanted: Wanted, pairs: Pairs
 ) -> Iterator[tuple[int, Float[np.ndarray, "patch feature"]]]:
     """The codes of the patches of every wanted picture that can be read: those of the features it is wanted for."""
     import torch
