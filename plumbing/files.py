@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 Header = dict[str, Any]  # JSON that was read
 
+HERE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[
+    :6
+]  # this machine, in the names of temporary files
 TEMPORARY = (".*.tmp*", ".tmp*")  # what a killed process may leave: our temporary names, and safetensors'
 
 
@@ -26,8 +31,29 @@ def is_full(error: OSError) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """A temporary name to write a file under; a new one each time, as several processes may write one file at once."""
-    return path.with_name(f".{path.name}.tmp{secrets.token_hex(4)}{path.suffix}")
+    """A temporary name to write a file under; a new one each time, as several processes may write one file at once.
+
+    It names the machine and the process, so that the next writer can tell what a killed one left.
+    """
+    return path.with_name(f".{path.name}.tmp{HERE}-{os.getpid()}-{secrets.token_hex(2)}{path.suffix}")
+
+
+def remove_left(path: Path):
+    """Remove the temporary files of a file that killed processes of this machine left."""
+    start = f".{path.name}.tmp{HERE}-"
+    for name in os.listdir(path.parent):
+        if name.startswith(start) and not _is_alive(int(name.removeprefix(start).partition("-")[0])):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -40,6 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
+    remove_left(path)
     temporary = beside(path)
     try:
         yield temporary

@@ -18,7 +18,7 @@ HELP = (
 
 Id = int | str  # of a picture; of one kind in the whole file
 
-Table = list[dict[str, Id]]  # a list of the JSON file
+Table = list[dict[str, object]]  # a list of the JSON file
 
 
 def open_coco(location: str | None, split: str = "train2017") -> Opened:
@@ -94,7 +94,7 @@ def _require_texts(annotations: Path, pictures: Table, captions: list[tuple]):
             )
 
 
-def _require_one_kind(annotations: Path, ids: list[Id]):
+def _require_one_kind(annotations: Path, ids: list[object]):
     """Refuse image ids that are not all whole numbers or all texts."""
     if {*map(type, ids)} not in ({int}, {str}, set()):
         other = next((one for one in ids if type(one) is not type(ids[0])), ids[0])

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,15 @@ def test_a_state_on_a_full_disk_is_the_systems_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert caught.value.errno == errno.EFBIG
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_a_living_ones_stays(tmp_path):
+    target = tmp_path / "scores.json"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [tmp_path / f".scores.json.tmp{files.HERE}-{pid}-ab12.json" for pid in (dead.pid, os.getpid())]
+    other = tmp_path / f".other.json.tmp{files.HERE}-{dead.pid}-ab12.json"
+    for file in (*left, other):
+        file.write_text("half")
+    files.write_text(target, "whole")
+    assert {file.name for file in tmp_path.iterdir()} == {target.name, left[1].name, other.name}
