@@ -4,7 +4,7 @@ import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes run side by side
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
