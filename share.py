@@ -5,6 +5,7 @@ import re
 import tempfile
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import features
 from features import Run
@@ -12,6 +13,9 @@ from plumbing import files
 from plumbing.commandline import Parser, folder, script
 from plumbing.errors import UserError
 from plumbing.hub import in_one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")  # of an SAE, by SAELens' names
 
@@ -119,7 +123,7 @@ def sparsity(run: Run, layer: str) -> bytes:
     return save({"sparsity": np.log10(counts / run.n_samples + NEVER).astype(np.float32)})
 
 
-def connect(repository: str):
+def connect(repository: str) -> "HfApi":
     """The hub's client; a `UserError` where there is no token, or no network is wanted."""
     from huggingface_hub import HfApi, constants, get_token
 
@@ -135,7 +139,7 @@ def connect(repository: str):
     return HfApi()
 
 
-def upload(api, run: Run, whole: Path, repository: str, private: bool) -> str:
+def upload(api: "HfApi", run: Run, whole: Path, repository: str, private: bool) -> str:
     """Upload the folder in one commit; returns its address. SAEs of other layers that are there stop it."""
     doing = f"{repository} cannot be uploaded"
     with in_one_line(doing):
@@ -154,8 +158,10 @@ def upload(api, run: Run, whole: Path, repository: str, private: bool) -> str:
         )
     address = f"{api.endpoint}/{repository}"
     print(f"uploaded: {address} (commit {done.oid[:12]})")
+    encoder = run.manifest["encoder"]
+    name = "train_text.py" if encoder["modality"] == "text" else "train_image.py"
     print(
-        f"to record with them: uv run train_image.py --sae {repository} (or train_text.py; add the encoder's flags)"
+        f"to record with them: uv run {name} --model {encoder['model']} --sae {repository} (and its --checkpoint)"
     )
     return address
 

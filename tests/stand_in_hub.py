@@ -62,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.chunks() if chunked else self.rfile.read(size)
         if self.server.status:
             return self.answer({"error": "no"}, self.server.status)
+        if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.answer({"error": "Invalid username or password."}, 401)
         path = unquote(urlsplit(self.path).path)
         for pattern, work in ROUTES.items():
             method, expression = pattern.split(" ", 1)
@@ -86,8 +88,6 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.repositories.get(repository)
 
     def create(self, body):
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self.answer({"error": "Invalid username or password."}, 401)
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
         status = 409 if name in self.server.repositories else 200

@@ -130,13 +130,17 @@ def test_what_is_uploaded_comes_back_by_name_and_records_the_same_features(
     assert str(fetched.locate("me/saes")) == "me/saes"
 
 
-def test_a_second_upload_replaces_the_same_layers_and_refuses_to_mix_with_others(run, uploaded, train):
+def test_a_second_upload_replaces_the_same_layers_and_refuses_to_mix_with_others(
+    run, uploaded, train, monkeypatch
+):
     uploaded["layer2/cfg.json"] = b"old"
     share.main(["--run", "small", "--to", "me/saes"])
     assert json.loads(uploaded["layer2/cfg.json"])["d_sae"] == 24
     train(runname="other", layers=[1])
     complaint = complaint_of(share.main, ["--run", "other", "--to", "me/saes"])
     assert "holds layer0, layer2 already, which run 'other' has not" in complaint
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert "the hub answers 401: " in complaint_of(share.main, ["--run", "small", "--to", "me/saes"])
 
 
 def complaint_of(main, words):
