@@ -7,6 +7,8 @@
   let followed = false; // whether a link or a key led here, and not the back button
   let turn = 0; // of the latest address: what comes late for an earlier one is dropped
   let here = null; // {table, feature} of the page that is shown
+  let steps = Promise.resolve(); // of the keys that step from feature to feature, one after another
+  let arrived = () => {}; // called when the page of an address is shown
 
   const address = () => location.hash || "#/";
 
@@ -101,7 +103,9 @@
       showProblem(error);
       if (!(error instanceof Unknown)) console.error(error);
     }
-    if (mine === turn) window.scrollTo(0, known);
+    if (mine !== turn) return;
+    window.scrollTo(0, known);
+    arrived();
   }
 
   const go = (hash) => {
@@ -109,9 +113,14 @@
     location.hash = hash;
   };
 
-  function click(name) {
-    const link = main().querySelector(`a[data-key="${name}"]`);
-    if (link) go(link.getAttribute("href"));
+  /* To the feature before or behind, once the steps before are shown: two quick keys are two steps. */
+  function step(name) {
+    steps = steps.then(() => new Promise((resolve) => {
+      const link = main().querySelector(`a[data-key="${name}"]`);
+      if (!link) return resolve();
+      arrived = resolve;
+      go(link.getAttribute("href"));
+    }));
   }
 
   /* To the list as it was left, with the search box focused where the key was "/". */
@@ -131,7 +140,7 @@
   }
 
   const down = (step) => () => explorer.stepRow(step);
-  const turnTo = (name) => () => click(name);
+  const turnTo = (name) => () => step(name);
   const LIST = { j: down(1), k: down(-1) };
   const ROW = { ArrowDown: down(1), ArrowUp: down(-1) }; // elsewhere the arrows scroll the page
   const FEATURE = { j: turnTo("next"), k: turnTo("previous"), ArrowRight: turnTo("next"), ArrowLeft: turnTo("previous") };
