@@ -50,7 +50,8 @@ def carry_out(steps: Sequence[Step], gpus: Sequence[str] | None = None) -> Outco
     missing = {run for step in waiting if step.name in outcome.failures for run in step.records}
     for step in steps:
         if lacking := [run for run in step.needs if run in missing]:
-            outcome.failures[step.name] = f"not run, since {', '.join(lacking)} could not be recorded: {step}"
+            more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
+            outcome.failures[step.name] = f"not run, since {lacking[0]}{more} could not be recorded"
         elif step.needs:
             here(step, outcome)
     return outcome
