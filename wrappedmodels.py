@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from encoders.hub import DINOV2, OtherRow, UnknownName, quiet
-from encoders.row import Row
+from encoders.row import PRECISIONS, Row
 from plumbing.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,17 +90,23 @@ def load(
     blocks: str | None = None,
     device: str = "cpu",
     random_weights: int | None = None,
+    encoder_precision: str = "float32",
 ) -> "encoders.wrapper.WrappedModel":
     """Load a row's encoder, frozen and in eval mode, without touching any random number generator.
 
     `token`: "own" (the row's), "first" (the original's) or "mean" (of the codes of all unmasked tokens).
     `blocks`: the dotted path of the list of modules to hook, or several modules by commas.
     `random_weights`: a seed; draw the weights of the same architecture instead of loading the trained ones.
-    Raises UserError for an unknown model, checkpoint, token or block path.
+    `encoder_precision`: "float32", "bfloat16" or "float16", by autocast; its tokens are float32 all the same.
+    Raises UserError for an unknown model, checkpoint, token, block path or precision.
     """
     row = find_row(model)
     if token not in ("own", "first", "mean"):
         raise UserError(f"unknown token {token!r}; --token takes own, first or mean")
+    if encoder_precision not in PRECISIONS:
+        raise UserError(
+            f"unknown precision {encoder_precision!r}; --encoder_precision takes {', '.join(PRECISIONS)}"
+        )
     checkpoint = checkpoint or row.checkpoint
     if not checkpoint:
         raise UserError(f"{model} is a row for many encoders: name one with --checkpoint ({row.note})")
@@ -115,7 +121,12 @@ def load(
         ) from error
     except OtherRow as error:
         raise UserError(f"{error}; use {rows_for(error.model_type, row)}") from error
-    encoder.asked = {"blocks": blocks, "random_weights": random_weights}  # run.json keeps what was typed
+    encoder.precision = encoder_precision
+    encoder.asked = {  # run.json keeps what was typed
+        "blocks": blocks,
+        "random_weights": random_weights,
+        "encoder_precision": encoder_precision,
+    }
     return encoder
 
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple, TypedDict
 
+PRECISIONS = ("float32", "bfloat16", "float16")  # of an encoder's arithmetic
+
 
 class Row(NamedTuple):
     """One line of the registry; what it leaves empty of `blocks` and `token` is asked of the model."""
@@ -25,3 +27,4 @@ class Asked(TypedDict):
 
     blocks: str | None
     random_weights: int | None
+    encoder_precision: str  # one of PRECISIONS

@@ -22,7 +22,10 @@ OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
 
 OTHER_ENCODER = "choose another encoder"
 
-SAME = 5e-4  # the most that other items of the batch may change a recorded token, relative to its norm
+OTHER_PRECISION = "type --encoder_precision bfloat16, whose numbers may be larger"
+
+# The most that other items of the batch may change a recorded token, relative to its norm, by the encoder's precision.
+SAME = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 UNKNOWN = 0.5  # above this share of unknown tokens, the tokenizer does not fit the captions
 
@@ -46,7 +49,7 @@ def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
             encoder.collate([encoder.preprocess(item) for item in chosen]) for chosen in (items[:1], items)
         ]
         alone, beside = (encoder.activations(batch, layers) for batch in batches)
-        checks = faults_of_form(encoder, beside), faults_of_batches(alone, beside)
+        checks = faults_of_form(encoder, beside), faults_of_batches(alone, beside, SAME[encoder.precision])
         fault = next(itertools.chain(*checks, faults_of_token(encoder, items, beside)), None)
     if fault:
         raise UserError(f"{encoder.checkpoint} fails its self-test: {fault}")
@@ -104,18 +107,19 @@ def faults_of_form(encoder: WrappedModel, found: Activations) -> Iterator[str]:
             declared = ", ".join(map(str, sorted(encoder.widths)))
             yield f"layer {layer} puts out vectors of {width} where the model declares {declared}; {OTHER_BLOCKS}"
         elif not tokens[found.mask].isfinite().all():
-            yield f"layer {layer} puts out numbers that are not finite; {OTHER_BLOCKS}"
+            remedy = OTHER_PRECISION if encoder.precision == "float16" else OTHER_BLOCKS
+            yield f"layer {layer} puts out numbers that are not finite; {remedy}"
 
 
-def faults_of_batches(alone: Activations, beside: Activations) -> Iterator[str]:
-    """Yield what another item in the batch changes: the number of an item's tokens, or the recorded one."""
+def faults_of_batches(alone: Activations, beside: Activations, same: float) -> Iterator[str]:
+    """Yield what another item in the batch changes: the number of an item's tokens, or, by more than `same`, the recorded one."""
     counts = [int(found.mask[0].sum()) for found in (alone, beside)]
     if counts[0] != counts[1]:
         yield f"an item has {counts[0]} tokens alone and {counts[1]} beside another; {OTHER_ENCODER}"
     for layer in alone.layers:
         before, after = (recorded(found, layer)[0] for found in (alone, beside))
         moved = float((after - before).norm() / before.norm().clamp_min(1e-30))
-        if moved > SAME:
+        if moved > same:
             yield f"an item's recorded token moves by {moved:.1%} beside another item, in layer {layer}; {OTHER_ENCODER}"
 
 
@@ -143,7 +147,7 @@ def first_input(encoder: WrappedModel, batch: Inputs) -> Float[Tensor, "sample t
     named_singly = "," in encoder.path  # then the first block of the list may not be among them
     parent = encoder.path.split(",")[0].rpartition(".")[0] if named_singly else ""
     blocks = [*list(block_lists(encoder.tower).get(parent, []))[:1], *encoder.blocks]
-    with torch.no_grad():
+    with torch.no_grad(), encoder.autocast():
         found = first_input_of(blocks, lambda: encoder.parts.forward(encoder.placed(batch)))
     return None if found is None else encoder.as_tokens(found, n_items(batch))
 

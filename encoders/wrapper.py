@@ -93,6 +93,10 @@ class WrappedModel:
     `preprocess` makes tensors of one item and `collate` a batch of several: both run in a DataLoader's workers.
     """
 
+    precision = (
+        "float32"  # one of PRECISIONS: of the encoder's arithmetic, and of nothing that is made of its tokens
+    )
+
     def __init__(self, model: str, checkpoint: str, row: Row, parts: Parts, device: str):
         """`row` is the registry's, completed: its blocks and its token are settled."""
         self.model, self.checkpoint, self.modality = model, checkpoint, row.modality
@@ -100,7 +104,7 @@ class WrappedModel:
         self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
         self.widths, self.unknown_share = parts.widths, parts.unknown_share
         self.top_k, self.expansion_factor = row.top_k, row.expansion_factor  # of SAEs that suit it
-        self.asked: Asked = {"blocks": None, "random_weights": None}
+        self.asked: Asked = {"blocks": None, "random_weights": None, "encoder_precision": "float32"}
         self.tower = on_device(parts.tower.eval().requires_grad_(False), device)
         self.blocks = find_blocks(self.tower, self.path)
         self.n_layers = len(self.blocks)
@@ -122,13 +126,20 @@ class WrappedModel:
         return sorted({layer % self.n_layers for layer in layers})
 
     def activations(self, batch: Inputs, layers: list[int]) -> Activations:
-        """Run one batch up to the last of `layers` (resolved numbers), without gradients."""
+        """Run one batch up to the last of `layers` (resolved numbers), without gradients; tokens are float32."""
         with torch.no_grad():
             batch = self.placed(batch)
-            tokens = self.tokens(batch, layers)
+            with self.autocast():
+                tokens = self.tokens(batch, layers)
+            tokens = {layer: found.float() for layer, found in tokens.items()}
             self.check_alike(tokens)
             mask = self.training_mask(batch, tokens[layers[0]])
             return Activations(tokens, mask, None if self.token == "mean" else TOKENS[self.token](mask))
+
+    def autocast(self) -> torch.autocast:
+        """A context in which the encoder computes in its precision, where its operations allow for it."""
+        lower = self.precision != "float32"
+        return torch.autocast(self.device.partition(":")[0], getattr(torch, self.precision), lower)
 
     def placed(self, batch: Inputs) -> Inputs:
         """A batch on the encoder's device."""

@@ -46,6 +46,7 @@ def asked(arguments: Namespace, run: str) -> Facts:
         "checkpoint": arguments.checkpoint or row.checkpoint,
         "blocks": arguments.blocks,
         "random_weights": arguments.random_weights,
+        "encoder_precision": arguments.encoder_precision,
         **({"token": own} if own else {}),  # some models are asked for it when they are loaded
         "layers": layers(arguments),
         **{key: value for key, value in source.items() if key != "data_root" or value is not None},
@@ -63,7 +64,7 @@ def layers(arguments: Namespace) -> str:
 def recorded(manifest: features.Manifest, script: str) -> Facts:
     """The same of a recorded run, as far as its run.json has it."""
     source = manifest["dataset"].get("source")
-    facts = {**manifest["encoder"], **manifest.get("training", {})}
+    facts = {"encoder_precision": "float32", **manifest["encoder"], **manifest.get("training", {})}
     if "token" in manifest:
         facts["token"] = manifest["token"]
     if source:

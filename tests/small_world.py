@@ -40,7 +40,7 @@ class SmallEncoder(WrappedModel):
 
     model, checkpoint, modality, token, n_layers, device = "Small", "none", "text", "own", 3, "cpu"
     top_k, expansion_factor, widths = 2, 3, frozenset()  # it declares no widths
-    asked: ClassVar = {"blocks": None, "random_weights": None}
+    asked: ClassVar = {"blocks": None, "random_weights": None, "encoder_precision": "float32"}
 
     def __init__(self, d_in=8, offset=10.0, recorded=1, broken_row=None, broken=None):
         random = torch.Generator().manual_seed(7)

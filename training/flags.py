@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import data
 import features
 import wrappedmodels
-from encoders.row import Row
+from encoders.row import PRECISIONS, Row
 from plumbing.commandline import Flags, Parser, above_zero, add_flags, chosen, layer, natural
 from plumbing.errors import UserError
 from training import fetched, settings
@@ -32,6 +32,11 @@ LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
         "help": "draw the encoder's weights at random, from this seed: a control",
     },
     "--token": {"choices": ("own", "first", "mean"), "default": "own", "help": "which token is recorded"},
+    "--encoder_precision": {
+        "choices": PRECISIONS,
+        "default": "float32",
+        "help": "of the encoder's arithmetic; its SAEs are trained in float32 all the same",
+    },
     "--blocks": {"metavar": "PATH", "help": "dotted path of the modules to hook, where the table has none"},
 }
 

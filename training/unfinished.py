@@ -75,7 +75,7 @@ class Unfinished:
         try:
             mark = json.loads(self.file.read_text(encoding="utf-8"))
             if next(iter(mark["runs"])):
-                return mark
+                return {"encoder_precision": "float32"} | mark  # an older version had no other
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
