@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path")
     parser.add_argument("--token", choices=("own", "first", "mean"), default="own", help="which is recorded")
     parser.add_argument("--device", default="cpu", help="where to run it")
-    parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/encoders.md has it")
     add_flags(parser, data.FLAGS)
     parser.add_argument(
         "--sheet", type=picture, metavar="FILE.png", help="contact sheet (imgs/data_NAME.png)"

@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """The README's table: the rows that are no demo's, with the paper's checkpoints."""
+    """The table of docs/encoders.md: the rows that are no demo's, with the paper's checkpoints."""
     lines = [
         "| `--model` | checkpoints (the default in bold) | blocks | recorded token | notes |",
         "| --- " * 5 + "|",

@@ -13,7 +13,8 @@ import wrappedmodels
 from studying import steps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = [
     shlex.split(line, comments=True)[2:]
     for block in re.findall(r"```sh\n(.*?)```", README, re.S)
@@ -68,6 +69,20 @@ def test_every_file_of_the_tree_is_there_and_every_file_is_in_the_tree():
     named = set(re.findall(r"[\w/]+\.py|^\w+/", tree, re.M))
     assert all((REPOSITORY / name).exists() for name in named)
     assert {path.name for path in REPOSITORY.glob("*.py")} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        file, _, heading = link.partition("#")
+        if not file.startswith("http"):
+            target = (page.parent / file).resolve() if file else page
+            assert target.exists(), link
+            anchors = [
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                for title in re.findall(r"(?m)^#+ (.*)$", target.read_text() if heading else "")
+            ]
+            assert not heading or heading in anchors, link
 
 
 def test_the_papers_encoders_are_all_in_the_readme():

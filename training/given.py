@@ -78,7 +78,7 @@ def by_layer(folder: Path, wanted: list[int] | None) -> dict[int, Path]:
     folders = [folder] if single else sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if not folders:
         raise UserError(
-            f"--sae {folder} holds no SAE ({CONFIG_FILE}), nor do its subfolders: see the README's run folder"
+            f"--sae {folder} holds no SAE ({CONFIG_FILE}), nor do its subfolders: see docs/run-folder.md"
         )
     found: dict[int, Path] = {}
     for one in folders:
