@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,6 @@ def main(argv=None) -> list[Path]:
 
 def parse(argv) -> Namespace:
     parser = Parser(__doc__)
-    add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", help="the run to show, a folder name in sae_features/")
     what.add_argument(
@@ -50,35 +50,45 @@ def parse(argv) -> Namespace:
         help="one HTML file of these runs: their SAEs, what they share, and the most and least shared features of the "
         "first",
     )
-    add("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
+    parser.add_argument("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
+    add_explorer(parser.add_argument)
+    choice = parser.add_mutually_exclusive_group()
+    add_choice(choice.add_argument)
+    add_pictures(parser.add_argument)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(words, Namespace(words=words))
+    check(parser, arguments)
+    return arguments
+
+
+def add_explorer(add: Callable):
+    """The flags of the explorer; `add` is a parser's `add_argument`, here and below."""
     add(
         "--html",
         action="store_true",
         help="an explorer of all features of --run: a page that opens from disk",
     )
-    add(
-        "--serve",
-        type=port,
-        metavar="PORT",
-        help="serve the explorer in --out to this machine, and through ssh",
-    )
-    add(
-        "--where",
-        action="store_true",
-        help="of --html: draw where in the pictures each feature of --run fires",
-    )
+    serve = "serve the explorer in --out to this machine, and through ssh"
+    add("--serve", type=port, metavar="PORT", help=serve)
+    where = "of --html: draw where in the pictures each feature of --run fires"
+    add("--where", action="store_true", help=where)
     for name in ("min_group", "max_group"):
         add(f"--{name}", nargs="+", default=[], metavar="RUN", help="of --html: as in comp_sharedness.py")
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--features", type=int, nargs="+", metavar="N", help="sheets of these features only")
-    choice.add_argument(
+    compare = "runs that --top and --html look for the features in"
+    add("--compare", nargs="+", default=[], metavar="RUN", help=compare)
+
+
+def add_choice(add: Callable):
+    """The flags that choose features, of which one is given."""
+    add("--features", type=int, nargs="+", metavar="N", help="sheets of these features only")
+    add(
         "--top",
         type=positive,
         metavar="COUNT",
         help="sheets of so many: by held-out correlation with --compare, else by summed activation, those active on "
         f"over a tenth of the samples last; by default, of all that are active on {AT_LEAST} samples",
     )
-    choice.add_argument(
+    add(
         "--sheet",
         type=int,
         nargs="+",
@@ -86,20 +96,13 @@ def parse(argv) -> Namespace:
         help="one figure of these features for a paper: of each the highest samples, as squares cut from the "
         "pictures' middles, under its number and name; in a PDF the titles stay text",
     )
+
+
+def add_pictures(add: Callable):
+    """The flags of how pictures are drawn, and where they go."""
     add("--grid", type=grid, metavar="RxC", help="of --sheet (default: 10x10 of one feature, 3x3 of several)")
-    add(
-        "--compare",
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="runs that --top and --html look for the features in",
-    )
-    add(
-        "--thumb",
-        type=side,
-        metavar="PX",
-        help="the pictures' longer side (160); thumbnails are kept in OUT/thumbs/",
-    )
+    thumb = "the pictures' longer side (160); thumbnails are kept in OUT/thumbs/"
+    add("--thumb", type=side, metavar="PX", help=thumb)
     add("--png", action="store_true", help="sheets as PNG instead of JPEG")
     add("--data_root", help="where the pictures are now, if they have moved")
     add(
@@ -108,10 +111,6 @@ def parse(argv) -> Namespace:
         help="of sheets the folder (imgs): they go to PLACE/RUN/; of a figure or a report the file; of --html the "
         "folder (imgs/explorer)",
     )
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(words, Namespace(words=words))
-    check(parser, arguments)
-    return arguments
 
 
 def check(parser: Parser, arguments: Namespace):

@@ -104,9 +104,8 @@ def load(
     if token not in ("own", "first", "mean"):
         raise UserError(f"unknown token {token!r}; --token takes own, first or mean")
     if encoder_precision not in PRECISIONS:
-        raise UserError(
-            f"unknown precision {encoder_precision!r}; --encoder_precision takes {', '.join(PRECISIONS)}"
-        )
+        takes = ", ".join(PRECISIONS)
+        raise UserError(f"unknown precision {encoder_precision!r}; --encoder_precision takes {takes}")
     checkpoint = checkpoint or row.checkpoint
     if not checkpoint:
         raise UserError(f"{model} is a row for many encoders: name one with --checkpoint ({row.note})")
@@ -116,17 +115,12 @@ def load(
         encoder = build(model, checkpoint, row, token, device, seed)
     except UnknownName as error:
         checkpoints = {name for row in REGISTRY.values() for name in row.checkpoints} | DINOV2.keys()
-        raise UserError(
-            f"{error.message}; {did_you_mean(error.name, checkpoints, 0.9)}{error.hint}"
-        ) from error
+        close = did_you_mean(error.name, checkpoints, 0.9)
+        raise UserError(f"{error.message}; {close}{error.hint}") from error
     except OtherRow as error:
         raise UserError(f"{error}; use {rows_for(error.model_type, row)}") from error
-    encoder.precision = encoder_precision
-    encoder.asked = {  # run.json keeps what was typed
-        "blocks": blocks,
-        "random_weights": random_weights,
-        "encoder_precision": encoder_precision,
-    }
+    asked = {"blocks": blocks, "random_weights": random_weights, "encoder_precision": encoder_precision}
+    encoder.precision, encoder.asked = encoder_precision, asked  # run.json keeps what was typed
     return encoder
 
 
