@@ -47,6 +47,7 @@ class Encoder(TypedDict, total=False):
     modality: str
     blocks: str | None  # as typed; None: the registry's
     random_weights: int | None
+    encoder_precision: str  # float32 where a run does not say
 
 
 class Sizes(TypedDict, total=False):

@@ -152,7 +152,9 @@ def _same_samples(run: features.Run, other: features.Run) -> bool:
 
 
 def _encoder(run: features.Run) -> features.Encoder:
-    return run.manifest.get("encoder") or {}
+    """The encoder of a run; one recorded before there was a choice of precision ran in float32."""
+    found = run.manifest.get("encoder")
+    return {**found, "encoder_precision": found.get("encoder_precision", "float32")} if found else {}
 
 
 def _random(run: features.Run) -> Literal["encoder", "sae", None]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-Sound = tuple[Float[np.ndarray, " frame"], int]  # mono, in -1..1, and its sampling rate in Hz
+Sound = tuple[Float[np.ndarray, " _"], int]  # mono, in -1..1, and its sampling rate in Hz
 
 Item = Image.Image | str | Sound  # a picture, a caption or a sound
 

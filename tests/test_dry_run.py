@@ -98,7 +98,9 @@ def test_the_seconds_are_the_paces_times_the_rows(monkeypatch, caches, workers, 
     for kind, each in {"read": 1, "encode": 2, "step": 4, "judge": 8, "features": 16, "cached": 32}.items():
         paces.seconds[kind], paces.rows[kind] = 10.0 * each, 10
     sizes = [{layer: rehearsal.Size(8, 24, 2) for layer in range(3)}]
-    seen = rehearsal.Rehearsal(paces, 3.0, sizes, [dict.fromkeys(range(3), 2.0)], 12, 8, caches)
+    seen = rehearsal.Rehearsal(
+        paces, rehearsal.Paces("cpu"), 3.0, sizes, [dict.fromkeys(range(3), 2.0)], 12, 8, caches
+    )
     plan = training_plan(work.held_out, work.jobs[0].settings)
     assert estimate.training_seconds(work, plan, seen) == training
     assert estimate.recording_seconds(work, seen) == recording

@@ -17,7 +17,7 @@ def test_the_manifest_says_what_was_done(train):
     (run,) = train()
     manifest = json.loads((run.path / "run.json").read_text())
     names = dict(model="Small", checkpoint="none", modality="text", blocks=None, random_weights=None)
-    assert manifest["encoder"] == names
+    assert manifest["encoder"] == names | {"encoder_precision": "float32"}
     assert manifest["dataset"]["fingerprint"] == SmallPairs(300).fingerprint
     assert manifest["sae"]["layer1"] == {"d_in": 8, "d_sae": 24, "k": 2}
     assert manifest["training"]["seed"] == manifest["training"]["data_seed"] == 0

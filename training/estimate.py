@@ -98,7 +98,7 @@ def estimate(work: Work, checkpoint_every: float) -> Estimate:
     plan = training_plan(work.held_out, work.jobs[0].settings) if not work.sae else []
     seen = rehearse(work, plan, trained)
     training, recording = training_seconds(work, plan, seen), recording_seconds(work, seen)
-    setup = work.seconds() - seen.paces.total()
+    setup = work.seconds() - seen.paces.total() - seen.paces.at_pace(seen.warm_up)
     jobs = zip(work.jobs, seen.sizes, strict=True)
     return Estimate(
         rows=len(work.held_out),

@@ -70,11 +70,16 @@ class Paces:
         """The seconds of all that was timed."""
         return sum(self.seconds.values())
 
+    def at_pace(self, warm_up: "Paces") -> float:
+        """The seconds that the rows of the warm-up take at this pace: what they took more is paid once."""
+        return sum(self.of(kind, n_rows) for kind, n_rows in warm_up.rows.items())
+
 
 class Rehearsal(NamedTuple):
     """What was seen of the first batches."""
 
     paces: Paces  # of recording: with the first SAE alone
+    warm_up: Paces  # of what was done before: also rows that only the rehearsal works on
     tokens: float  # that train, of a row
     sizes: list[dict[int, Size]]  # of each job's SAEs, by layer
     entries: list[dict[int, float]]  # of a row's features, likewise
@@ -91,18 +96,20 @@ class Rehearsal(NamedTuple):
 def rehearse(work: Work, plan: list[list[int]], trained: bool) -> Rehearsal:
     """Train on and record a few batches of the command of this training `plan`."""
     paces, rows = Paces(work.stream.encoder.device), own_share(plan) or [[0]]
-    first = timed_batch(work, rows[0], Paces(paces.device))
+    warm_up = Paces(paces.device)
+    first = timed_batch(work, rows[0], warm_up)
     if work.sae:
         saes: list[Mapping[int, SAE]] = [load_given(work, work.sae)]
     else:
-        saes = [*rehearse_training(work, rows, first, len(plan), trained, paces)]
+        saes = [*rehearse_training(work, rows, first, len(plan), trained, paces, warm_up)]
     sizes = [
         {layer: Size(sae.d_in, sae.d_sae, getattr(sae, "k", None)) for layer, sae in one.items()}
         for one in saes
     ]
-    found = rehearse_recording(work, saes[0], paces)
+    found = rehearse_recording(work, saes[0], paces, warm_up)
     return Rehearsal(
         paces,
+        warm_up,
         len(first.real_tokens()) / len(set(first.rows)),
         sizes,
         entries_by_layer(work, sizes, one_token_a_row(first), found),
@@ -121,7 +128,13 @@ def timed_batch(work: Work, rows: list[int], paces: Paces) -> Activations:
 
 
 def rehearse_training(
-    work: Work, rows: list[list[int]], first: Activations, n_steps: int, trained: bool, paces: Paces
+    work: Work,
+    rows: list[list[int]],
+    first: Activations,
+    n_steps: int,
+    trained: bool,
+    paces: Paces,
+    warm_up: Paces,
 ) -> list[dict[int, TopKSAE]]:
     """Train each SAE on the first batches, and time those after the warm-up; `first` is the first batch, encoded."""
     moments = {layer: Moments() for layer in work.stream.layers}
@@ -131,11 +144,13 @@ def rehearse_training(
     recipe = RECIPES[work.jobs[0].settings.recipe]
     standard = {layer: found.standardizer(recipe) for layer, found in moments.items()}
     trainers = make_trainers(work, standard, n_steps, float(len(chosen) * team().world))
-    if trained:
-        train_on(first, standard, trainers)
+    with warm_up.timing("step", len(rows[0])):
+        if trained:
+            train_on(first, standard, trainers)
     for number, batch_rows in enumerate(itertools.cycle(rows), 2):
-        batch = timed_batch(work, batch_rows, paces if number > WARM_UP else Paces(paces.device))
-        with (paces if number > WARM_UP else Paces(paces.device)).timing("step", len(batch_rows)):
+        timed = paces if number > WARM_UP else warm_up
+        batch = timed_batch(work, batch_rows, timed)
+        with timed.timing("step", len(batch_rows)):
             if trained:
                 train_on(batch, standard, trainers)
         enough = number >= WARM_UP + FEWEST_BATCHES and paces.total() >= FEWEST_SECONDS
@@ -144,15 +159,17 @@ def rehearse_training(
     return folded(work, trainers, standard)
 
 
-def rehearse_recording(work: Work, saes: Mapping[int, SAE], paces: Paces) -> scipy.sparse.csr_array:
+def rehearse_recording(
+    work: Work, saes: Mapping[int, SAE], paces: Paces, warm_up: Paces
+) -> scipy.sparse.csr_array:
     """Record a batch with one SAE; returns its rows' features, twice."""
     settings, layer = work.jobs[0].settings, work.stream.layers[0]
     rows = list(range(min(max(settings.batch_size, RECORD_BATCH), len(work.held_out))))
-    batch, sae = timed_batch(work, rows, paces if work.sae else Paces(paces.device)), saes[layer]
+    batch, sae = timed_batch(work, rows, paces if work.sae else warm_up), saes[layer]
     pooling, chosen = Pooling(batch), batch.real_tokens()
     recorded, activation = pooling.is_recorded.flatten(), settings.activation
     cached = enough_tokens(batch.flat(layer, pooling.chosen), len(work.held_out))
-    for timed in (Paces(paces.device), paces):
+    for timed in (warm_up, paces):
         with timed.timing("features", len(rows)):
             features = pooling.features(batch, layer, sae, activation)
         with timed.timing("cached", len(cached)):
