@@ -20,6 +20,7 @@ import numpy as np
 import scipy.sparse
 
 import features
+import parts
 from plumbing.commandline import Parser, positive, script
 
 TARGETS = {"seconds": 60.0, "GiB": 4.0, "kB a feature": 4.0}
@@ -91,7 +92,7 @@ def save(name: str, codes: scipy.sparse.csr_array, captions: list[str]):
     rows = list(zip(ids, captions, strict=True))
     features.write_samples(path, [{"id": i, "image": f"{i}.wav", "caption": text} for i, text in rows])
     for number, start in enumerate(range(0, len(captions), PART)):
-        features.write_part(path, "layer0", number, codes[start : start + PART])
+        parts.write_part(path, "layer0", number, codes[start : start + PART])
     decoder = np.random.default_rng(0).standard_normal((codes.shape[1], D_IN)).astype(np.float32)
     save_file({"W_dec": decoder}, path / "layer0" / "sae_weights.safetensors")
     encoder = {"model": name, "checkpoint": "none", "modality": "image"}
