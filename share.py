@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import features
 from features import Run
 from plumbing import files
-from plumbing.commandline import Parser, folder, script
+from plumbing.commandline import Parser, folder, script, without_folders
 from plumbing.errors import UserError
 from plumbing.hub import in_one_line
 
@@ -96,7 +96,6 @@ def write(run: Run, out: Path, repository: str):
 def config(run: Run, layer: str) -> dict:
     """A layer's cfg.json with what the hub's readers want to know, and without this machine's folders."""
     from showing.card import hooked
-    from showing.explorer_meta import without_folders
 
     manifest = run.manifest
     found = json.loads((run.path / layer / FILES[0]).read_text(encoding="utf-8"))

@@ -99,13 +99,14 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sid
     if is_new and team().rank == 0:
         write_kept(run, other, found, key)
     if not sides.options.bare:
-        say_bare(found, sides.clusters(run, other).n, sides.options)
+        say_bare(found, run, other, sides)
     return found
 
 
-def say_bare(found: Comparison, n_clusters: int, options: Options):
-    """Say why scores stand bare, where they do."""
-    if n_clusters < FEWEST:
+def say_bare(found: Comparison, run: features.Run, other: features.Run, sides: Sides):
+    """Say why scores stand bare, where they do; the samples are read only where all of them do."""
+    options = sides.options
+    if found.forward.drivers is None and (n_clusters := sides.clusters(run, other).n) < FEWEST:
         of = "of x, not of sqrt(x)" if options.square_root else "alone"
         note(
             f"{n_clusters} clusters of samples are too few for held-out scores, which take {FEWEST}: bare scores {of}"

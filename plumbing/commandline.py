@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import re
 import select
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from plumbing.errors import UserError
 
 Flags = Mapping[str, Mapping[str, Any]]  # flag: the keyword arguments of argparse's `add_argument`
 
+PLACE = re.compile(
+    r"(^|[=:,])((?:/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\)[^=,]*)"
+)  # a path, alone or within a word
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # that matplotlib draws
 
 
@@ -176,3 +180,16 @@ def chosen(arguments: argparse.Namespace, flags: Flags) -> dict[str, Any]:
     """The values of these flags alone, as the keyword arguments of the function that they are for."""
     names = [flag.removeprefix("--") for flag in flags]
     return {name: getattr(arguments, name) for name in names}
+
+
+def without_folders(word: str) -> str:
+    """A word of a command; of a path that may tell whose machine it is, the last name alone.
+
+    What is sent around is told so: /home/me/coco is coco, --data_root=/home/me/coco is --data_root=coco.
+    """
+
+    def last(found: re.Match[str]) -> str:
+        names = [name for name in re.split(r"[/\\]+", found[2]) if name not in ("", ".", "..", "~")]
+        return found[1] + (names[-1] if len(names) > 0 else "")
+
+    return PLACE.sub(last, word)

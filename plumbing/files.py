@@ -42,16 +42,17 @@ def remove_left(path: Path):
     """Remove the temporary files of a file that killed processes of this machine left."""
     start = f".{path.name}.tmp{HERE}-"
     for name in os.listdir(path.parent):
-        if name.startswith(start) and not _is_alive(int(name.removeprefix(start).partition("-")[0])):
+        if name.startswith(start) and not is_alive(int(name.removeprefix(start).partition("-")[0])):
             (path.parent / name).unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except OSError:  # another user's
         pass
     return True
 

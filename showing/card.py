@@ -8,7 +8,7 @@ from typing import TypedDict
 import features
 import wrappedmodels
 from encoders.hub import DINOV2
-from showing.explorer_meta import without_folders
+from plumbing.commandline import without_folders
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 

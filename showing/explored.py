@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from comparing.draws import Layer
 from comparing.nearest import NOTHING, highest_of_rows, neighbours
+from comparing.older import decoder
 from comparing.sharedness import Sharedness
 from features import Run
 from showing.browsed import Beside, Browsed
@@ -150,17 +152,13 @@ def decoder_neighbours(
 
     Arrays are [feature, place], -1 where there are no more.
     """
-    from safetensors import safe_open
-
-    file = run.path / layer / "sae_weights.safetensors"
-    if not file.is_file():
+    weights = decoder(Layer(run, layer))
+    if weights is None:
         return None
-    with safe_open(file, framework="np") as tensors:
-        decoder = tensors.get_tensor("W_dec").astype(np.float32)
-    rows = decoder[live]
+    rows = weights.astype(np.float32)[live]
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     count = min(RELATED, len(live) - 1)
-    nearest, cosines = np.full((len(decoder), RELATED), -1), np.zeros((len(decoder), RELATED))
+    nearest, cosines = np.full((len(weights), RELATED), -1), np.zeros((len(weights), RELATED))
     for start in range(0, len(live), BLOCK):
         block = rows[start : start + BLOCK] @ rows.T
         own = np.arange(start, start + len(block))

@@ -1,11 +1,11 @@
 """What the explorer's page has to know before anything else: the runs, how good their SAEs are, what they share."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 
 from comparing.sides import Sides
+from plumbing.commandline import without_folders
 from showing.browsed import Beside, Browsed
 from showing.explored import Json, short
 from showing.places import Places
@@ -14,9 +14,6 @@ from showing.samples import FEWEST, SEED
 CHUNK = 64  # features a file
 CAPTION_CHUNK = 4096  # captions a file
 DENSE = 0.1  # share of the rows, above which a feature that is active there is called dense
-PLACE = re.compile(
-    r"(^|[=:,])((?:/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\)[^=,]*)"
-)  # a path, alone or within a word
 QUALITY = ("fvu", "fvu_recorded", "l0", "dead_fraction", "dense_fraction")
 
 
@@ -68,19 +65,6 @@ def run_of(one: Browsed, spots: Places | None) -> Json:
         "crop": None if spots is None else spots.crop,
         "layers": [{"name": one.layer, "d_sae": one.side.n_features, "live": len(one.live), **told}],
     }
-
-
-def without_folders(word: str) -> str:
-    """A word of a command; of a path that may tell whose machine it is, the last name alone.
-
-    The page may be sent around: /home/me/coco is coco, --data_root=/home/me/coco is --data_root=coco.
-    """
-
-    def last(found: re.Match[str]) -> str:
-        names = [name for name in re.split(r"[/\\]+", found[2]) if name not in ("", ".", "..", "~")]
-        return found[1] + (names[-1] if len(names) > 0 else "")
-
-    return PLACE.sub(last, word)
 
 
 def matrix(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plumbing.errors import UserError
+from plumbing.files import is_alive
 
 MARK = Path("data") / "meta.js"  # a folder that holds it is an explorer
 
@@ -48,21 +49,9 @@ def _recover(folder: Path):
     for kind in ("old", "tmp"):
         for left in sorted(folder.parent.glob(f"{_beside(folder, kind, '').name}*")):
             number = left.name.rpartition(kind)[2]
-            if not number.isdecimal() or _is_running(int(number)):
+            if not number.isdecimal() or (int(number) != os.getpid() and is_alive(int(number))):
                 continue
             if kind == "old" and not folder.exists():
                 left.rename(folder)
             else:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -184,7 +184,7 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 def _link(source: Path, target: Path):
     """A second name for a file, or a copy where the disk is another; what was there is replaced."""
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    temporary = files.beside(target)
     try:
         os.link(source, temporary)
     except OSError:  # another disk, or one without hard links

@@ -15,9 +15,9 @@ import data
 import show
 from comparing import compare
 from comparing.per_feature import in_last_layers
+from plumbing.commandline import without_folders
 from plumbing.errors import UserError
 from showing.explorer_data import slugs
-from showing.explorer_meta import without_folders
 from showing.replaced import replacing_folder
 from showing.samples import samples
 from showing.strips import Columns, strips
