@@ -34,7 +34,7 @@ BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 10
 class Step(NamedTuple):
     """The numbers of one training step, still on the device: to read one is a host sync.
 
-    Each process has those of its own tokens; their sum over processes is that of the whole batch.
+    Of a step together, each process has those of its own tokens; their sum over processes is that of the whole batch.
     """
 
     loss: Float[torch.Tensor, ""]  # whose gradient is taken
@@ -124,19 +124,21 @@ class TopKSAE(nn.Module):
         auxk_alpha: float = AUXK_ALPHA,
         precision: str = "float32",
         most_dead: int | None = None,
+        together: bool = False,
     ) -> Step:
         """Set every `.grad` to the gradient of `loss`, with one dense matrix product; the rest is of active latents only.
 
         `precision` (float32, bfloat16) is that of the matrix product. At most `most_dead` dead latents take part in
-        AuxK, which saves a GPU from computing with all. Under torch.distributed the means are over the tokens of all
-        processes: sum the gradients over processes.
+        AuxK, which saves a GPU from computing with all. `together`: the means are over the tokens of all processes,
+        so that the sum of their gradients is that of the whole batch.
         """
         centered = x - self.b_dec
         values, latents = self._sparse_code(centered, precision)
         error, products = error_and_products(centered, self.W_dec, values, latents)
         squared_error = error.square().sum()
         sums = torch.stack([squared_error.new_full((), len(x)), squared_error])
-        add_up(sums)
+        if together:
+            add_up(sums)
         n_tokens, total_error = sums
 
         slope = -2 / (n_tokens * self.d_in)  # the gradient by xhat is slope * error

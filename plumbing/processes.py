@@ -64,6 +64,19 @@ def add_up(values: "np.ndarray | Tensor", how: str = "SUM"):
         ) from error
 
 
+def add_up_all(tensors: "Sequence[Tensor]"):
+    """Replace tensors of one device by their sums over all processes, in place, by one all-reduce of one flat buffer.
+
+    The buffer is float32, in which whole numbers up to 2^24 are exact.
+    """
+    import torch
+
+    flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+    add_up(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
 def highest(number: float) -> float:
     """The largest of all processes' numbers."""
     numbers = np.array([float(number)])

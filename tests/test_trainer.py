@@ -87,7 +87,7 @@ def test_the_report_is_of_all_processes_tokens(monkeypatch):
     """Here two processes with the same tokens: a sum over processes doubles, and one process has them all twice."""
     z = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
     whole = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32")
-    share = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32")
+    share = LayerTrainer(TopKSAE(8, 24, 2), RECIPES["ours"], 10, 100.0, None, "float32", together=True)
     for _ in range(2):
         whole.step(torch.cat([z, z]))
     monkeypatch.setattr(processes, "team", lambda: processes.Team(0, 2))

@@ -148,6 +148,7 @@ def make_trainers(
                 settings.lr,
                 settings.precision,
                 standardizer.center,
+                together=team().world > 1,
             )
     return trainers
 

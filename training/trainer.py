@@ -4,12 +4,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from features import RANDOM_SAE
-from plumbing.processes import add_up
-from sae import TopKSAE
+from plumbing.processes import add_up_all
+from sae import Step, TopKSAE
 
 
 class Recipe(NamedTuple):
@@ -121,10 +121,19 @@ class Report(NamedTuple):
     tokens: int  # trained on so far
 
 
+class Stepped(NamedTuple):
+    """The numbers of one step, over the tokens of all processes; still on the device."""
+
+    fired: Int[Tensor, " d_sae"]  # the number of tokens on which each latent was above zero
+    n_tokens: Int[Tensor, "1"]
+    sums: Float[Tensor, "3"]  # loss, squared error, squared distance of the tokens from their mean
+
+
 class LayerTrainer:
     """Trains one `TopKSAE` on standardised tokens.
 
-    Each process of several steps on its own share of the tokens; gradients are summed, so all keep the same SAE.
+    `together`: each process of several steps on its own share of the tokens; gradients are summed, so that all keep the
+    same SAE. Otherwise this process alone has the SAE, and steps on all tokens.
     """
 
     def __init__(
@@ -136,8 +145,9 @@ class LayerTrainer:
         lr: float | None,
         precision: str,
         center: Float[Tensor, " d_in"] | None = None,
+        together: bool = False,
     ):
-        self.center = center
+        self.center, self.together = center, together
         self.sae, self.recipe, self.n_steps, self.precision = sae, recipe, n_steps, precision
         self.lr = lr or recipe.lr or default_lr(sae.d_sae, n_steps)
         fewest = DEAD_TURNS * sae.d_sae / sae.k
@@ -166,22 +176,45 @@ class LayerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.schedule() * group["share"]
         dead = self.dead() if self.recipe.auxk else None
+        done = self.step_together(z, dead) if self.together else self.step_alone(z, dead)
+        self.since_fired = (self.since_fired + done.n_tokens).masked_fill_(done.fired > 0, 0)
+        self.report_sums += done.sums
+        self.tokens += done.n_tokens
+        self.steps_done += 1
+
+    def step_alone(self, z: Float[Tensor, "token d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Stepped:
+        """The step of the one process that has the SAE, on all tokens."""
         done = self.sae.step_gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
-        n_tokens = torch.full_like(done.fired[:1], len(z))
+        self.descend()
+        return self.stepped(z, done)
+
+    def step_together(self, z: Float[Tensor, "token d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Stepped:
+        """The step of one process of several, on its share of the tokens.
+
+        Two all-reduces: two numbers, by which the gradients are scaled, and all else in one flat buffer.
+        """
+        done = self.sae.step_gradients(
+            z, dead, precision=self.precision, most_dead=self.most_dead, together=True
+        )
+        stepped = self.stepped(z, done)
+        gradients = (parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None)
+        add_up_all([*gradients, *stepped])
+        self.descend()
+        return stepped
+
+    def stepped(self, z: Float[Tensor, "token d_in"], done: Step) -> Stepped:
+        """The numbers of a step on these tokens."""
         centered = z if self.center is None else z - self.center
         sums = torch.stack([done.loss, done.squared_error, centered.square().sum()])
-        gradients = (parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None)
-        for tensor in (*gradients, done.fired, n_tokens, sums):
-            add_up(tensor)
+        return Stepped(done.fired, torch.full_like(done.fired[:1], len(z)), sums)
+
+    def descend(self):
+        """Change the weights by the gradients."""
         if self.recipe.unit_norm:
             self.sae.remove_parallel_gradient()
         self.optimizer.step()
         if self.recipe.unit_norm:
             self.sae.normalize_decoder()
-        self.since_fired = (self.since_fired + n_tokens).masked_fill_(done.fired > 0, 0)
-        self.report_sums += sums
-        self.tokens += n_tokens
-        self.steps_done += 1
 
     def report(self, n_steps: int) -> Report:
         """Report on the `n_steps` since the last report, over all processes' tokens; waits for the device."""
