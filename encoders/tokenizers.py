@@ -1,4 +1,4 @@
-"""Tokenizers of transformers: captions to token ids, and whether a tokenizer knows their words."""
+"""Tokenizers of transformers: load and check them, turn captions into token ids, pad them."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from encoders.hub import refuse_pointers
 from encoders.inputs import Inputs, as_text
 from plumbing.errors import UserError, first_line
 
-END_OF_TEXT = {  # the types of text towers that sum a caption up in the token that ends it
+END_OF_TEXT = {  # model types whose text tower pools the end-of-text token
     f"{kind}_text_model"
     for kind in ("aimv2", "clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "xclip")
 }
 
 
 def load(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer of transformers; OSError where it has no words.
+    """The tokenizer of a folder or hub name.
 
-    Where the files of the vocabulary are missing, transformers makes one of the special tokens alone, which
-    reads all captions alike.
+    Errors: OSError where it has no vocabulary (without its files transformers silently builds a tokenizer of
+    special tokens alone, which reads all captions alike); ValueError where it cannot read a caption.
     """
     refuse_pointers(name, ("*.json", "*.txt"))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
@@ -35,10 +35,10 @@ def load(name: str) -> PreTrainedTokenizerBase:
 
 
 def check_vocabulary(name: str, tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-    """Refuse a tokenizer with words that the model has no embedding of; special tokens are read only where used."""
+    """UserError where a token's id is beyond the model's embeddings; special tokens count only where used."""
     try:
         n_embedded = getattr(tower.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # CANINE reads characters by their hashes
+    except NotImplementedError:  # CANINE hashes characters and has no table of embeddings
         n_embedded = None
     words = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
     highest = max(words | set(tokenizer("a").input_ids))
@@ -50,7 +50,7 @@ def check_vocabulary(name: str, tower: PreTrainedModel, tokenizer: PreTrainedTok
 
 
 def unknown_share(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> float:
-    """Which share of the captions' tokens is the unknown one; a caption of no token but special ones is unknown."""
+    """The share of the captions' tokens that are <unk>, 0 to 1; a caption of special tokens alone counts as one."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     words = [[i for i in ids if i not in special] for ids in tokenizer(captions).input_ids]
     unknown = sum(ids.count(tokenizer.unk_token_id) if ids else 1 for ids in words)
@@ -58,7 +58,7 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> fl
 
 
 def context(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest caption in tokens: RoBERTa and its kin count positions from behind the padding's id."""
+    """The longest caption in tokens. RoBERTa's positions start at padding_idx + 1, which leaves fewer."""
     positions = getattr(tower.config, "max_position_embeddings", None) or 0
     positions = positions if positions > 0 else 512  # T5 and XLNet have relative positions
     tables = [module for path, module in tower.named_modules() if path.endswith("position_embeddings")]
@@ -67,7 +67,7 @@ def context(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def text_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Which token a text encoder sums a caption up in: the last of a causal model, CLS, or none."""
+    """The token that stands for a caption: "end_of_text", "last" (causal models), "cls", or "mean" (no such token)."""
     kind = config.model_type
     if kind in END_OF_TEXT:
         return "end_of_text"
@@ -78,19 +78,19 @@ def text_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
         return "last"
     ids = tokenizer("a").input_ids
     if tokenizer.cls_token_id in ids:
-        return "cls" if ids[0] == tokenizer.cls_token_id else "last"  # XLNet's is behind the words
+        return "cls" if ids[0] == tokenizer.cls_token_id else "last"  # XLNet puts its CLS at the end
     return "mean"
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, longest: int, caption: str) -> Inputs:
-    """One caption as token ids, cut at `longest`; an empty one is the token that ends or begins a text."""
+    """One caption as token ids [token], at most `longest`. An empty caption becomes the token that ends a text."""
     caption = as_text(tokenizer.all_special_tokens, caption)
     ids = tokenizer(caption, truncation=True, max_length=longest).input_ids
     return {"input_ids": torch.tensor(ids or [tokenizer.eos_token_id or tokenizer.bos_token_id or 0])}
 
 
 def pad(padding: int, items: list[Inputs]) -> Inputs:
-    """Captions to the length of the longest, padded on the right, with their attention mask."""
+    """Token ids padded on the right to the longest, [caption, token], with their attention mask."""
     ids = [item["input_ids"] for item in items]
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=padding), "attention_mask": mask}
@@ -99,7 +99,7 @@ def pad(padding: int, items: list[Inputs]) -> Inputs:
 def fixed_ids(tokenizer: PreTrainedTokenizerBase, length: int, caption: str) -> Inputs:
     """One caption as exactly `length` token ids, padded on the right.
 
-    SigLIP was trained on lower case, which the tokenizer that its fixed-size checkpoints name does not make.
+    Lower-cased here: SigLIP was trained so, but the tokenizer of its fixed-size checkpoints keeps capitals.
     """
     options = {"padding": "max_length", "truncation": True, "max_length": length, "padding_side": "right"}
     caption = as_text(tokenizer.all_special_tokens, caption.lower())

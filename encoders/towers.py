@@ -1,4 +1,4 @@
-"""Load the tower that is wanted out of a checkpoint of transformers, and see which weights it lacks."""
+"""Load one tower of a transformers checkpoint, and list the weights that the checkpoint lacks."""
 
 import functools
 import inspect
@@ -16,6 +16,7 @@ from encoders.hub import DINOV2, OtherRow, from_hub, local_folder
 from encoders.row import Row
 from plumbing.errors import UserError
 
+# By modality: the prefix of a tower's configuration in that of a two-tower model, and the tower's input.
 PART = {"image": "vision", "text": "text", "audio": "audio"}
 
 INPUT = {"image": "pixel_values", "text": "input_ids", "audio": "input_features"}
@@ -24,20 +25,20 @@ Built = TypeVar("Built")
 
 
 class Tower(NamedTuple):
-    """One encoder of transformers, out of a checkpoint that may hold more than one."""
+    """One encoder of a transformers checkpoint, which may hold two."""
 
     model: PreTrainedModel
     blocks: str  # the dotted path of its list of blocks
-    drawn: dict[str, nn.Parameter]  # what the checkpoint lacks, drawn at random
+    drawn: dict[str, nn.Parameter]  # weights that are not in the checkpoint: transformers drew them at random
 
 
 def load_tower(name: str, row: Row, seed: int | None) -> Tower:
-    """The tower of a folder or hub name that a row wants, with the checkpoint's weights or drawn from a seed."""
+    """The tower that `row` asks for, of a folder or hub name; with a seed its weights are drawn at random."""
     return hf_load(name, functools.partial(build_tower, row, seed))
 
 
 def hf_load(name: str, build: Callable[[str], Built]) -> Built:
-    """`build` on a transformers folder or hub name; its bar of weights read from disk is not shown."""
+    """Call `build` on a folder or hub name, with transformers' progress bar off and hub errors explained."""
     folder = local_folder(name)
     name = folder or DINOV2.get(name, name)
     shown = bars.is_progress_bar_enabled()
@@ -50,9 +51,10 @@ def hf_load(name: str, build: Callable[[str], Built]) -> Built:
 
 
 def build_tower(row: Row, seed: int | None, name: str) -> Tower:
-    """Build a transformers model in single precision, and find its blocks.
+    """Build a transformers model in float32 and find its blocks; used under `hf_load`.
 
-    Of a checkpoint with two towers it is the one that is wanted, of an encoder and decoder the encoder.
+    Of two towers it takes the row's modality, of an encoder with a decoder the encoder. OtherRow: a model type
+    that belongs to another row. UserError: quantized weights, or a model that reads another modality.
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if row.types and config.model_type not in row.types:
@@ -62,7 +64,7 @@ def build_tower(row: Row, seed: int | None, name: str) -> Tower:
     part = getattr(config, f"{PART[row.modality]}_config", None) or config
     with_attention_that_is_here(config)
     model, drawn = random_model(part, config) if seed is not None else trained_model(name, part, config)
-    # T5EncoderModel's checkpoints call themselves no encoder-decoder, yet the bare model is one
+    # A T5EncoderModel checkpoint says is_encoder_decoder=False, but its bare model has a decoder.
     pair = row.modality == "text" and hasattr(model, "encoder") and hasattr(model, "decoder")
     tower = model.get_encoder() if part.is_encoder_decoder or pair else model
     check_input(name, tower, row.modality)
@@ -70,14 +72,14 @@ def build_tower(row: Row, seed: int | None, name: str) -> Tower:
 
 
 def check_unquantized(name: str, config: PreTrainedConfig):
-    """Refuse weights of a few bits: blocks are run in single precision."""
+    """UserError where the weights are quantized: the blocks have to run in float32."""
     if settings := getattr(config, "quantization_config", None):
         method = settings.get("quant_method") if isinstance(settings, dict) else type(settings).__name__
         raise UserError(f"{name!r} is quantized ({method}): take the checkpoint that it was made from")
 
 
 def with_attention_that_is_here(config: PreTrainedConfig):
-    """Let transformers choose the attention where a configuration asks for a package such as flash-attn."""
+    """Reset an attention that needs another package (flash-attn), so that transformers takes its default."""
     configs = [config, *(getattr(config, key, None) for key in config.sub_configs)]
     for each in filter(None, configs):
         if each._attn_implementation not in (None, "eager", "sdpa"):
@@ -87,7 +89,7 @@ def with_attention_that_is_here(config: PreTrainedConfig):
 def random_model(
     part: PreTrainedConfig, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
-    """The model of the configuration `part`, alone or out of `config`'s, at random, and what it lacks: nothing."""
+    """A model of `part`'s configuration with random weights, and an empty `drawn`: a control lacks nothing."""
     if found := bare_class(part):
         return found._from_config(part, dtype=torch.float32), {}
     return submodel(AutoModel.from_config(config, dtype=torch.float32), part), {}
@@ -96,9 +98,10 @@ def random_model(
 def trained_model(
     name: str, part: PreTrainedConfig, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
-    """The trained model of `part`, which is `config` or one tower of it, and what the checkpoint lacks of it.
+    """The trained model of `part` (`config` itself, or one of its towers), and its weights that were drawn.
 
-    Only some families can load a tower alone: the others, CLAP and LLaVA among them, would draw it at random.
+    Only some families can load a tower alone. The others, such as CLAP and LLaVA, would silently get random
+    weights: their whole model is loaded, and the tower is taken out of it.
     """
     options: dict[str, Any] = dict(dtype=torch.float32, output_loading_info=True)
     if found := bare_class(part):
@@ -111,12 +114,12 @@ def trained_model(
 
 
 def bare_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The bare model of a configuration, which transformers names alike: ViTConfig, ViTModel; or None."""
+    """The bare model class of a configuration, by transformers' naming: ViTConfig, ViTModel; None: no such class."""
     return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
 
 
 def lacking(model: PreTrainedModel, missing: set[str]) -> dict[str, nn.Parameter]:
-    """{name: parameter} that transformers drew at random; for a missing buffer, a parameter of its module."""
+    """{key: parameter} of the checkpoint's missing keys; for a buffer, a parameter of the same module."""
     parameters, found = dict(model.named_parameters(remove_duplicate=False)), {}
     for key in sorted(missing):
         beside = model.get_submodule(key.rpartition(".")[0]).parameters(recurse=False)
@@ -127,7 +130,7 @@ def lacking(model: PreTrainedModel, missing: set[str]) -> dict[str, nn.Parameter
 
 
 def submodel(model: PreTrainedModel, config: PreTrainedConfig) -> Any:
-    """The outermost module that is built from a configuration of this type."""
+    """The outermost module of `model` that was built from this type of configuration. UserError: there is none."""
     for module in model.modules():
         if type(getattr(module, "config", None)) is type(config):
             return module
@@ -135,7 +138,7 @@ def submodel(model: PreTrainedModel, config: PreTrainedConfig) -> Any:
 
 
 def check_input(name: str, tower: PreTrainedModel, modality: str):
-    """Refuse a tower that does not read the modality, by what it says and by what it takes."""
+    """UserError where a tower reads another modality: by its main_input_name, or by forward()'s arguments."""
     wanted, taken = INPUT[modality], read_by(tower)
     said = getattr(tower, "main_input_name", taken[0])
     said = said[0] if isinstance(said, list) else said  # OneFormer lists a picture and its task
@@ -145,12 +148,12 @@ def check_input(name: str, tower: PreTrainedModel, modality: str):
 
 
 def read_by(tower: nn.Module) -> list[str]:
-    """The names of a model's inputs: a processor may put out more."""
+    """The names of forward()'s arguments; a processor's other outputs have to be dropped."""
     return list(inspect.signature(tower.forward).parameters)
 
 
 def widths_of(config: PreTrainedConfig) -> frozenset[int]:
-    """The widths that a configuration declares: one of all blocks, or one a stage, which may double."""
+    """The d_in that a configuration declares: of all blocks, or of each stage (Swin doubles it at each)."""
     names = [
         "hidden_size",
         "hidden_sizes",

@@ -1,4 +1,4 @@
-"""A frozen encoder whose chosen blocks hand out their activations, and the parts that a loader makes it of."""
+"""WrappedModel: a frozen encoder whose blocks are hooked. Parts: what a loader has to supply to make one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,29 +16,29 @@ from plumbing.errors import UserError, first_line
 
 
 class Activations(NamedTuple):
-    """The tokens that the wanted blocks put out for some items, and which of them count.
+    """What the hooked blocks put out for a batch of items, and which of the tokens count.
 
-    An item is a picture, a sound or a caption; a "chosen" token is named by its flat position, item by item.
+    An item is a picture, a sound or a caption. "Chosen" tokens are flat indices: item * n_tokens + token.
     """
 
     layers: dict[int, Float[Tensor, "item token d_in"]]
-    mask: Bool[Tensor, "item token"]  # True: a token to train on; never padding, never a register
-    recorded: Int[Tensor, " item"] | None  # the recorded position; None: the mean over the mask's tokens
-    rows: Sequence[int] = ()  # the data set's row of each item, in order: several captions may share one
+    mask: Bool[Tensor, "item token"]  # True: train on this token; False for padding and registers
+    recorded: Int[Tensor, " item"] | None  # the recorded token's position; None: the mean over the mask
+    rows: Sequence[int] = ()  # the row of the data set of each item: several captions may share one
 
     def flat(self, layer: int, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
-        """A layer's chosen tokens, in float32."""
+        """The chosen tokens of one layer, in float32."""
         return self.layers[layer].flatten(0, 1).index_select(0, chosen).float()
 
     def real_tokens(self, items: Bool[Tensor, " item"] | None = None) -> Int[Tensor, " chosen"]:
-        """The tokens of all or some items that are neither padding nor registers."""
+        """The flat indices of the mask's tokens, of all items or of those where `items` is True."""
         mask = self.mask if items is None else self.mask & items[:, None]
         return mask.flatten().nonzero().squeeze(1)
 
     def recorded_tokens(
         self,
     ) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"], Float[Tensor, " chosen"]]:
-        """The tokens that are recorded, the item of each, and its weight: the weights of an item sum to 1."""
+        """The recorded tokens: flat index, item and weight of each. The weights of an item sum to 1."""
         n_items, n_tokens = self.mask.shape
         if self.recorded is None:
             chosen = self.real_tokens()
@@ -49,29 +49,29 @@ class Activations(NamedTuple):
 
 
 def no_padding(batch: Inputs) -> None:
-    """The mask of an encoder whose items all have the same tokens."""
+    """A `Parts.mask` that returns None: every token counts, as in image encoders."""
 
 
 def all_known(captions: list[str]) -> float:
-    """The share of unknown tokens of a tokenizer that can read everything."""
+    """A `Parts.unknown_share` that returns 0: the tokenizer, if any, has a token for every text."""
     return 0.0
 
 
 class Parts(NamedTuple):
-    """What a loader knows of one encoder."""
+    """One encoder as a loader returns it: the module, how to run it, and how to feed it."""
 
     tower: nn.Module  # holds the blocks
-    forward: Callable[[Inputs], object]  # runs the tower over a batch; what it returns is not looked at
+    forward: Callable[[Inputs], object]  # runs the tower on a batch; only the hooks read the result
     preprocess: Callable[..., Inputs]  # one item to tensors; picklable
-    collate: Callable[[list[Inputs]], Inputs]  # those of several items to a padded batch; picklable
+    collate: Callable[[list[Inputs]], Inputs]  # several preprocessed items to a padded batch; picklable
     mask: Callable[[Inputs], Bool[Tensor, "sample token"] | None] = no_padding  # None: every token counts
-    registers: slice = slice(0)  # tokens that stand for nothing in the sample
-    channels_last: bool = False  # how to read a block's 4-D output
-    token: str = ""  # what the encoder itself pools, and its blocks: where the row leaves them open
-    blocks: str = ""
-    widths: frozenset[int] = frozenset()  # those that the model declares; empty: it does not say
-    drawn: Mapping[str, nn.Parameter] = MappingProxyType({})  # what the checkpoint lacks, drawn at random
-    unknown_share: Callable[[list[str]], float] = all_known  # of captions' tokens, those that are unknown
+    registers: slice = slice(0)  # positions of register tokens, which describe no part of the sample
+    channels_last: bool = False  # a block's 4-D output is [sample, height, width, d_in]
+    token: str = ""  # the token that the encoder pools, for a row that names none
+    blocks: str = ""  # dotted path of its blocks, for a row that names none
+    widths: frozenset[int] = frozenset()  # the d_in that the model declares; empty: it declares none
+    drawn: Mapping[str, nn.Parameter] = MappingProxyType({})  # weights drawn at random: not in the checkpoint
+    unknown_share: Callable[[list[str]], float] = all_known  # captions -> share of unknown tokens, 0 to 1
 
 
 def first_token(mask: Bool[Tensor, "sample token"]) -> Int[Tensor, " sample"]:
@@ -80,7 +80,7 @@ def first_token(mask: Bool[Tensor, "sample token"]) -> Int[Tensor, " sample"]:
 
 
 def last_token(mask: Bool[Tensor, "sample token"]) -> Int[Tensor, " sample"]:
-    """The last position that is no padding: the end of text of CLIP, the last word of a causal model."""
+    """The last position that the mask has: CLIP's end of text, the last word of a causal model."""
     return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
 
 
@@ -88,17 +88,16 @@ TOKENS = {"cls": first_token, "first": first_token, "end_of_text": last_token, "
 
 
 class WrappedModel:
-    """A frozen encoder whose chosen blocks hand out their activations.
+    """A frozen encoder whose blocks are hooked: `activations` runs a batch and returns their outputs.
 
-    `preprocess` makes tensors of one item and `collate` a batch of several: both run in a DataLoader's workers.
+    `preprocess` turns one item into tensors, `collate` several into a batch; both run in DataLoader workers.
     """
 
-    precision = (
-        "float32"  # one of PRECISIONS: of the encoder's arithmetic, and of nothing that is made of its tokens
-    )
+    # One of PRECISIONS. It holds for the encoder's arithmetic alone: SAEs and features stay in float32.
+    precision = "float32"
 
     def __init__(self, model: str, checkpoint: str, row: Row, parts: Parts, device: str):
-        """`row` is the registry's, completed: its blocks and its token are settled."""
+        """`row`: the registry's row with `blocks` and `token` filled in; `parts`: what its loader returned."""
         self.model, self.checkpoint, self.modality = model, checkpoint, row.modality
         self.token, self.path, self.device = row.token, row.blocks, device
         self.parts, self.preprocess, self.collate = parts, parts.preprocess, parts.collate
@@ -110,11 +109,11 @@ class WrappedModel:
         self.n_layers = len(self.blocks)
 
     def file_stamp(self) -> str:
-        """What tells one version of the checkpoint's files from another."""
+        """A text that changes when the checkpoint's files change; a resume compares it."""
         return file_stamp(self.checkpoint)
 
     def resolve_layers(self, layers: Sequence[int] | None) -> list[int]:
-        """Layer numbers in rising order, each once: None means all, a negative one counts from the end."""
+        """Layer numbers, sorted and without repeats. None: all layers; -1: the last. UserError: no such layer."""
         if layers is None:
             return list(range(self.n_layers))
         for layer in layers:
@@ -126,7 +125,7 @@ class WrappedModel:
         return sorted({layer % self.n_layers for layer in layers})
 
     def activations(self, batch: Inputs, layers: list[int]) -> Activations:
-        """Run one batch up to the last of `layers` (resolved numbers), without gradients; tokens are float32."""
+        """Run a batch up to the last of `layers` (resolved numbers), without gradients. Tokens are float32."""
         with torch.no_grad():
             batch = self.placed(batch)
             with self.autocast():
@@ -137,7 +136,7 @@ class WrappedModel:
             return Activations(tokens, mask, None if self.token == "mean" else TOKENS[self.token](mask))
 
     def autocast(self) -> torch.autocast:
-        """A context in which the encoder computes in its precision, where its operations allow for it."""
+        """torch's autocast in the encoder's precision; it leaves operations that need float32 in float32."""
         lower = self.precision != "float32"
         return torch.autocast(self.device.partition(":")[0], getattr(torch, self.precision), lower)
 
@@ -146,7 +145,7 @@ class WrappedModel:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def tokens(self, batch: Inputs, layers: list[int]) -> dict[int, Float[Tensor, "sample token d_in"]]:
-        """What the blocks of `layers` put out for a batch on the device, with gradients where torch is asked for any."""
+        """The outputs of the blocks in `layers` for a batch that is on the device; gradients as torch is set."""
         outputs = outputs_of(
             {layer: self.blocks[layer] for layer in layers}, lambda: self.parts.forward(batch)
         )
@@ -158,7 +157,7 @@ class WrappedModel:
         return {layer: self.as_tokens(outputs[layer], n_items(batch)) for layer in layers}
 
     def as_tokens(self, output: object, n_samples: int) -> Float[Tensor, "sample token d_in"]:
-        """A block's output as tokens: the first of a tuple; the places of a feature map."""
+        """A block's output as tokens: of a tuple its first element; a 4-D feature map flattened, a token a position."""
         while isinstance(output, tuple) and output:  # PVT's blocks put out a tuple in a tuple
             output = output[0]
         if not isinstance(output, Tensor):
@@ -177,12 +176,12 @@ class WrappedModel:
         return output
 
     def has_channels_last(self, feature_map: Tensor) -> bool:
-        """Whether the last of four axes is the width: what the model declares tells, else what its library says."""
+        """Whether a 4-D output is [sample, height, width, d_in]: by the declared widths, else as `Parts` says."""
         could_be = [feature_map.shape[axis] in self.parts.widths for axis in (1, 3)]
         return could_be[1] if could_be[0] != could_be[1] else self.parts.channels_last
 
     def check_alike(self, tokens: dict[int, Tensor]):
-        """Refuse layers of different resolution in one run, whose tokens are not the same places."""
+        """UserError where layers differ in their numbers of tokens: one mask could not serve them all."""
         counts = {layer: tokens[layer].shape[1] for layer in tokens}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{layer}: {count}" for layer, count in counts.items())
@@ -192,7 +191,7 @@ class WrappedModel:
             )
 
     def training_mask(self, batch: Inputs, tokens: Tensor) -> Bool[Tensor, "sample token"]:
-        """Which tokens an SAE is trained on: neither padding nor registers."""
+        """True for the tokens that SAEs are trained on: neither padding nor registers."""
         mask = self.parts.mask(batch)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         mask[:, self.parts.registers] = False
@@ -205,7 +204,7 @@ def n_items(batch: Inputs) -> int:
 
 
 def on_device(tower: nn.Module, device: str) -> nn.Module:
-    """Move a module; UserError where there is no such device, or too little memory on it."""
+    """Move a module to a device. UserError: no such device, or too little memory on it."""
     try:
         return tower.to(device)
     except (RuntimeError, AssertionError) as error:

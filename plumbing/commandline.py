@@ -1,4 +1,4 @@
-"""The command line: what every script shares of argument parsing and of reporting a user's mistake."""
+"""The command line: argument types, and how every script reports a user's mistake."""
 
 import argparse
 import functools
@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plumbing import files  # threads: before torch is imported
+from plumbing import files
 from plumbing.errors import UserError
 
 Flags = Mapping[str, Mapping[str, Any]]  # flag: the keyword arguments of argparse's `add_argument`
 
-PLACE = re.compile(
-    r"(^|[=:,])((?:/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\)[^=,]*)"
-)  # a path, alone or within a word
-PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # that matplotlib draws
+# A path outside the working folder: alone, or behind =, : or , in a word.
+PLACE = re.compile(r"(^|[=:,])((?:/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\)[^=,]*)")
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # what matplotlib can write
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line that says what to type instead."""
+    """An argument parser that raises a UserError, with the command that prints the flags, instead of exiting."""
 
     def __init__(self, description: str, prog: str | None = None):
         super().__init__(
@@ -37,14 +37,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every flag but those of None and False."""
+    """Help text that ends in the flag's default, unless that is None or False."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def complain(message: str):
-    """Print one line on standard error and leave with exit code 2."""
+    """Print one line on standard error and exit with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -52,8 +52,8 @@ def complain(message: str):
 def script(main):
     """Decorate a script's `main(argv=None)`: a `UserError` from anywhere below ends in `complain`.
 
-    Characters that the console cannot show are printed as "?". Where the reader of a pipe has left (`| head`), the
-    script ends without a word.
+    Characters that the console cannot show are printed as "?". Where a pipe's reader has gone (`| head`), the script
+    exits silently with code 141.
     """
 
     @functools.wraps(main)
@@ -65,13 +65,13 @@ def script(main):
         except BrokenPipeError:
             if not close_broken_pipes():
                 raise
-            raise SystemExit(141) from None  # as a program that SIGPIPE ends
+            raise SystemExit(141) from None  # 128 + SIGPIPE, as the shell reports it
 
     return wrapped
 
 
 def explained(main, argv):
-    """Call `main`; a mistake, or the user's interruption, ends in one line."""
+    """Call `main`. A UserError ends in one line and exit code 2, Ctrl-C in one line and exit code 130."""
     try:
         return main(argv)
     except UserError as mistake:
@@ -80,11 +80,11 @@ def explained(main, argv):
         print("interrupted: give the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
-        print(end="", flush=True)  # a reader that has left is noticed here, where it is dealt with
+        print(end="", flush=True)  # raises BrokenPipeError now, while `script` can still catch it
 
 
 def close_broken_pipes() -> bool:
-    """Send the outputs whose readers have left to the null device; returns whether there are any."""
+    """Redirect the standard streams whose pipe has no reader to the null device; returns whether there were any."""
     left = [stream for stream in (sys.stdout, sys.stderr) if reader_has_left(stream)]
     for stream in left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -92,13 +92,13 @@ def close_broken_pipes() -> bool:
 
 
 def reader_has_left(stream) -> bool:
-    """Whether a stream is a pipe that nobody reads any more."""
+    """Whether a stream is a pipe without a reader."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
-    except (AttributeError, OSError, ValueError):  # no such system, or no file behind the stream
+    except (AttributeError, OSError, ValueError):  # Windows has no poll; a captured stream has no file
         return False
-    return bool(poll.poll(0))  # with no events asked for, only errors are reported
+    return bool(poll.poll(0))  # no events are asked for, so that only errors are reported
 
 
 def positive(text: str) -> int:
@@ -116,7 +116,7 @@ def natural(text: str) -> int:
 
 
 def output(text: str) -> Path:
-    """An argument type: a file to write. Its folder is made, and the file is tried, before the work starts."""
+    """An argument type: a file to write. Its folder is made, and writing is tried, before the work starts."""
     path = Path(text)
     try:
         if path.is_dir():
@@ -139,7 +139,7 @@ def picture(text: str) -> Path:
 
 
 def folder(text: str) -> Path:
-    """An argument type: a folder to write into; it is there, or can be made."""
+    """An argument type: a folder to write into, which exists or can be made."""
     path = Path(text)
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{text} is no folder: name another")
@@ -171,21 +171,22 @@ def above_zero(text: str) -> float:
 
 
 def add_flags(parser: Parser, flags: Flags):
-    """Add flags that are written as data."""
+    """Add the flags of a table to a parser."""
     for flag, options in flags.items():
         parser.add_argument(flag, **options)
 
 
 def chosen(arguments: argparse.Namespace, flags: Flags) -> dict[str, Any]:
-    """The values of these flags alone, as the keyword arguments of the function that they are for."""
+    """{name: value} of these flags alone, to be passed on as keyword arguments."""
     names = [flag.removeprefix("--") for flag in flags]
     return {name: getattr(arguments, name) for name in names}
 
 
 def without_folders(word: str) -> str:
-    """A word of a command; of a path that may tell whose machine it is, the last name alone.
+    """A word of a command with each absolute path, or path from ~ or .., cut to its last name.
 
-    What is sent around is told so: /home/me/coco is coco, --data_root=/home/me/coco is --data_root=coco.
+    For commands that are published: a path may tell whose machine it is. /home/me/coco becomes coco, and
+    --data_root=/home/me/coco becomes --data_root=coco.
     """
 
     def last(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""COCO's captions, indexed by pycocotools: rows by image id."""
+"""COCO captions, read through pycocotools; a row a picture, in the order of the image ids."""
 
 import contextlib
 import io
@@ -16,15 +16,16 @@ HELP = (
     "and type --data_root FOLDER"
 )
 
-Id = int | str  # of a picture; of one kind in the whole file
+Id = int | str  # an image id; all of one type in a file
 
-Table = list[dict[str, object]]  # a list of the JSON file
+Table = list[dict[str, object]]  # "images" or "annotations" of the JSON file
 
 
 def open_coco(location: str | None, split: str = "train2017") -> Opened:
     """COCO captions: `annotations/captions_train2017.json` and `train2017/`, in the order of the image ids.
 
     A picture's captions are in the order of their annotation ids; pictures without captions are left out.
+    UserError: a file or folder is not there (with the command that fetches it), or the JSON is not COCO's.
     """
     location = location or "data/coco"
     root = Path(location)
@@ -41,13 +42,13 @@ def open_coco(location: str | None, split: str = "train2017") -> Opened:
 
 
 def _index(annotations: Path) -> tuple[dict[Id, str], dict[Id, list[str]]]:
-    """File names and captions by image id, as pycocotools indexes the tables."""
+    """{image id: file name} and {image id: captions}. UserError: an id listed twice, or captions of no image."""
     from pycocotools.coco import COCO
 
     pictures, captions = _tables(annotations)
-    coco: Any = COCO()  # its types know no captions
+    coco: Any = COCO()  # its annotations are typed as boxes and masks
     coco.dataset = {"images": pictures, "annotations": captions}
-    with contextlib.redirect_stdout(io.StringIO()):  # where it says what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress there
         coco.createIndex()
     if len(coco.imgs) < len(pictures):
         twice = Counter(picture["id"] for picture in pictures).most_common(1)[0][0]
@@ -60,10 +61,10 @@ def _index(annotations: Path) -> tuple[dict[Id, str], dict[Id, list[str]]]:
 
 
 def _tables(annotations: Path) -> tuple[Table, Table]:
-    """The file's pictures, and its captions in the order of their ids, numbered anew.
+    """The file's pictures ("id", "file_name"), and its captions with new ids 0, 1, ….
 
-    pycocotools needs an id for each caption; those of the file may be missing, or occur twice, and only decide the
-    order, where all of them are numbers.
+    pycocotools needs a unique id for each caption, but a file's ids may be missing or occur twice. Where all of
+    them are numbers they give the order; otherwise the order of the file stays.
     """
     try:
         tables = json.loads(annotations.read_text(encoding="utf-8-sig"))
@@ -81,6 +82,7 @@ def _tables(annotations: Path) -> tuple[Table, Table]:
 
 
 def _require_texts(annotations: Path, pictures: Table, captions: list[tuple]):
+    """UserError where a caption or a file name is no text; `captions` holds (id, image id, caption)."""
     for number, image, text in captions:
         if not isinstance(text, str):
             raise UserError(
@@ -95,7 +97,7 @@ def _require_texts(annotations: Path, pictures: Table, captions: list[tuple]):
 
 
 def _require_one_kind(annotations: Path, ids: list[object]):
-    """Refuse image ids that are not all whole numbers or all texts."""
+    """UserError where image ids are neither all whole numbers nor all texts: they could not be sorted."""
     if {*map(type, ids)} not in ({int}, {str}, set()):
         other = next((one for one in ids if type(one) is not type(ids[0])), ids[0])
         raise UserError(

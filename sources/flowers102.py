@@ -16,6 +16,7 @@ def open_flowers102(location: str | None) -> Opened:
 
     Layout: `jpg/image_00001.jpg` … and `text_c10/class_00001/image_06734.txt` …, a caption a line
     (S. Reed et al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016).
+    Pictures without captions are left out. UserError: a folder is not there, with where to fetch it.
     """
     location = location or "data/flowers102"
     root = Path(location)
@@ -35,5 +36,6 @@ def open_flowers102(location: str | None) -> Opened:
 
 
 def _lines(path: Path) -> list[str]:
+    """The captions of one picture: the file's lines that are not blank."""
     lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     return [line.strip() for line in lines if line.strip()]

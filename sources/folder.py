@@ -20,6 +20,7 @@ def open_folder(location: str | None) -> Opened:
 
     Rows are in the order in which the files first appear there; a file listed again gets a further caption.
     A line is {"file": "a/b.jpg", "caption": "…"} or file, tab, caption; paths are relative to `data_root`.
+    UserError names the line (FILE:NUMBER) that cannot be read.
     """
     if location is None:
         raise UserError("data set 'folder' needs --data_root DIR, a folder of pictures with a captions.jsonl")
@@ -42,6 +43,7 @@ def open_folder(location: str | None) -> Opened:
 
 
 def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
+    """("FILE:NUMBER", line) of each line, counted from 1, line end included."""
     try:
         with open(listing, encoding="utf-8-sig", newline="") as lines:
             for number, line in enumerate(lines, 1):
@@ -51,6 +53,7 @@ def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:
 
 
 def _jsonl_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """("FILE:NUMBER", file, captions) of each line that is not blank."""
     for where, line in _numbered_lines(listing):
         if not line.strip():
             continue
@@ -67,7 +70,7 @@ def _jsonl_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _tsv_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """With or without a header; as csv writers do it, a field in quotes may hold tabs, line ends and doubled quotes."""
+    """("FILE:NUMBER", file, [caption]) of each record; a header is optional, quotes are as csv writers set them."""
     header: list[str] = []
     for number, (where, fields) in enumerate(_tsv_records(listing)):
         names = [name.strip().lower() for name in fields]
@@ -89,10 +92,11 @@ def _tsv_lines(listing: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _tsv_records(listing: Path) -> Iterator[tuple[str, list[str]]]:
-    """Where each record that is not blank begins, and its fields."""
+    """("FILE:NUMBER", fields) of each record that is not blank; the number is that of its first line."""
     lines, where = _numbered_lines(listing), ""
 
     def followed() -> Iterator[str]:
+        """The lines, while `where` keeps the first of the record that is being read."""
         nonlocal where
         for place, line in lines:
             where = where or place

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from plumbing.errors import UserError
 from sources.opened import Opened, Sample, file_bytes, files_below, reason, say_without_caption, texts
 
-if TYPE_CHECKING:  # elsewhere only where a data set is opened: importing it takes long
+if TYPE_CHECKING:  # imported where a data set is opened: the import is slow
     import datasets
 
 Table: TypeAlias = "datasets.Dataset"
 
-Tables: TypeAlias = "datasets.DatasetDict"  # by the name of a split
+Tables: TypeAlias = "datasets.DatasetDict"  # {split: table}
 
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
@@ -29,9 +29,9 @@ def open_hf(
 ) -> Opened:
     """Any Hugging Face data set of pictures and texts, from the hub or a local folder or file.
 
-    `location` is a name on the hub, a folder that `load_dataset` or `save_to_disk` knows, or a .parquet, .arrow,
-    .jsonl, .csv or .tsv file. Rows are in its order; the ids are `id_column` ("id" where there is one; "none"
-    numbers the rows).
+    `location` is a name on the hub, a folder that `load_dataset` reads or `save_to_disk` wrote, or a .parquet,
+    .arrow, .jsonl, .csv or .tsv file. Rows keep their order. Ids come from `id_column` (by default "id" where there
+    is one; "none" numbers the rows). UserError: it cannot be opened, has several splits, or lacks a column.
     """
     dataset = _one_split(load(location, subset, split), location)
     columns = dataset.column_names
@@ -57,7 +57,7 @@ def open_hf(
 
 
 def load(name: str, subset: str | None, split: str | None) -> "Table | Tables":
-    """The data set, or its splits by name, as the library `datasets` reads it. Error: it cannot."""
+    """The data set, or its splits by name, as the library `datasets` reads it. UserError: it cannot read it."""
     import datasets
 
     path = Path(name)
@@ -80,7 +80,7 @@ def load(name: str, subset: str | None, split: str | None) -> "Table | Tables":
 
 
 def _reader(path: Path) -> tuple[str, dict[str, Any]]:
-    """The reader of a file by its suffix, and the reader's options; "NA" and "None" are captions too."""
+    """The reader's name in `datasets` for a file's suffix, and its options: "NA" and "None" stay captions."""
     tables = {".csv": {"keep_default_na": False}, ".tsv": {"keep_default_na": False, "sep": "\t"}}
     readers = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"} | dict.fromkeys(tables, "csv")
     if path.suffix not in readers:
@@ -89,7 +89,7 @@ def _reader(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _of_split(saved: "Table | Tables", split: str | None) -> "Table | Tables":
-    """The part of a saved data set that `split` names: `train`, `train[:1000]`, `train[10%:]+test`. Error: ValueError."""
+    """The rows of a saved data set that `split` names, as in train, train[:1000], train[10%:]+test. Error: ValueError."""
     import datasets
 
     if split is None:
@@ -103,6 +103,7 @@ def _of_split(saved: "Table | Tables", split: str | None) -> "Table | Tables":
 
 
 def _one_split(loaded: "Table | Tables", name: str) -> Table:
+    """The only split that there is. UserError: there are several, so `--split` has to choose."""
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
@@ -115,6 +116,7 @@ def _one_split(loaded: "Table | Tables", name: str) -> Table:
 
 
 def _require_column(name: str, columns: list[str], column: str, role: str):
+    """UserError where a column is not there; `role` ("image", "text", "id") names the flag that sets it."""
     if column not in columns:
         raise UserError(
             f"{name!r} has no column {column!r}; its columns are: {', '.join(columns)}; "
@@ -123,6 +125,7 @@ def _require_column(name: str, columns: list[str], column: str, role: str):
 
 
 def _ids(dataset: Table, column: str, name: str) -> list[str]:
+    """The column as ids. UserError: an id is missing or occurs twice."""
     ids = _column(dataset, column, name)
     if None in ids:
         raise UserError(
@@ -138,6 +141,7 @@ def _ids(dataset: Table, column: str, name: str) -> list[str]:
 
 
 def _column(dataset: Table, column: str, name: str) -> list:
+    """All values of one column. UserError: they are not UTF-8."""
     try:
         return dataset.select_columns([column])[:][column]
     except ValueError as why:  # Arrow does not check that its texts are UTF-8
@@ -145,6 +149,7 @@ def _column(dataset: Table, column: str, name: str) -> list:
 
 
 def _captions(dataset: Table, column: str, name: str) -> list[list[str] | None]:
+    """The captions of each row, None where it has none. UserError: a value is no text."""
     values = _column(dataset, column, name)
     captions = [texts(value) for value in values]
     for row, value in enumerate(values):
@@ -156,7 +161,7 @@ def _captions(dataset: Table, column: str, name: str) -> list[list[str] | None]:
 
 
 def _undecoded(dataset: Table, column: str, name: str) -> Table:
-    """The picture column alone, as encoded bytes, so that media.py decodes the pictures of all data sets alike."""
+    """The picture column as encoded bytes: media.py decodes them, as it does those of every other data set."""
     import datasets
 
     kind, pictures = dataset.features[column], dataset.select_columns([column])
@@ -172,6 +177,7 @@ def _undecoded(dataset: Table, column: str, name: str) -> Table:
 
 
 def _bytes(dataset: Table, column: str, row: int) -> bytes:
+    """One row's picture file. ValueError: the row has no picture."""
     content = dataset[row][column]
     if isinstance(content, dict):
         content = file_bytes(content["path"]) if content["bytes"] is None else content["bytes"]

@@ -14,19 +14,20 @@ from sources.opened import BROKEN
 if TYPE_CHECKING:
     import numpy as np
 
-# PIL warns of pictures above 89 million pixels and refuses them above 179; `decode` has its own, wider line.
+# PIL warns above 89 million pixels and refuses above 179 million; `decode` allows MOST_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
 
-# It refuses a PNG with more than a megabyte of text or colour profile, neither of which is looked at here.
+# PIL refuses a PNG with over a megabyte of text or colour profile, which we do not use.
 vars(PngImagePlugin).update(MAX_TEXT_CHUNK=2**26, MAX_TEXT_MEMORY=2**28)  # bytes
 
 MOST_PIXELS = 2**29  # 20,000 x 20,000 px fits; decoding it takes 2 GB
 
 REDUCE_PIXELS = 2**26  # a larger picture is averaged down to below this: encoders see a few hundred px a side
 
-MOST_RATIO = 100  # of the sides: what scales the shorter one to 512 px then holds 26 million pixels at most
+# The longer side to the shorter. Where an encoder scales the shorter to 512 px, that is 26 million pixels at most.
+MOST_RATIO = 100
 
-ORIENTATION = 274  # the tag of EXIF that says how the camera was held
+ORIENTATION = 274  # EXIF's tag of how the camera was held
 
 # The flip or quarter turn that undoes orientation 2, 3, … 8.
 UPRIGHT = {tag: Image.Transpose(turn) for tag, turn in enumerate((0, 3, 1, 5, 4, 6, 2), 2)}
@@ -45,10 +46,10 @@ class Sound(NamedTuple):
 def decode(content: bytes | Image.Image, least: int | None = None) -> Image.Image:
     """A file's bytes, or a picture, as an upright RGB picture; of an animation, the first frame.
 
-    Transparent pixels are shown on white, 16 bits are scaled to 8, EXIF orientation is applied, and the
-    sides of what has more than REDUCE_PIXELS, or is longer than MOST_RATIO times its width, are averaged down.
-    With `least`, a JPEG may come out smaller, but with its longer side at least so many pixels.
-    Errors: one of BROKEN where it is no whole picture.
+    Transparency is shown on white, 16 bits are scaled to 8, and EXIF orientation is applied. A picture of over
+    REDUCE_PIXELS, or with sides further apart than MOST_RATIO, is averaged down.
+    With `least`, a JPEG may come out smaller, its longer side at least `least` pixels.
+    Errors: one of BROKEN where the content is damaged, cut short or no picture, or is over MOST_PIXELS.
     """
     picture = _open_picture(content) if isinstance(content, bytes) else content
     if picture.width * picture.height > MOST_PIXELS:
@@ -64,9 +65,9 @@ def decode(content: bytes | Image.Image, least: int | None = None) -> Image.Imag
 
 
 def _draft(picture: Image.Image, least: int):
-    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, which takes a fraction of the time.
+    """Let PIL decode a JPEG at a half, a quarter or an eighth of its size, which takes a fraction of the time.
 
-    It comes before `load` and before EXIF turns the picture: both sides are those of the file.
+    Call it before `load`, and before the picture is turned upright.
     """
     share = least / max(picture.size)
     if share < 1:
@@ -75,9 +76,9 @@ def _draft(picture: Image.Image, least: int):
 
 
 def _low_bytes(picture: Image.Image) -> list[ImageFile._Tile]:
-    """What makes PIL read the lower byte of each 16-bit colour; empty for other pictures.
+    """PIL tiles that read the lower byte of each 16-bit colour; empty for other pictures.
 
-    PIL reads the higher one, and a file of 16 bits that holds 8-bit values would be black.
+    PIL reads the higher byte, so that a 16-bit file that holds 8-bit values would come out black.
     """
     swapped = []
     for tile in getattr(picture, "tile", ()):
@@ -91,7 +92,7 @@ def _low_bytes(picture: Image.Image) -> list[ImageFile._Tile]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF's orientation says, whatever else is in there; what cannot be read turns nothing."""
+    """The picture turned as EXIF's orientation says; damaged EXIF turns nothing."""
     try:
         turn = UPRIGHT.get(_orientation(picture) or 0)
     except BROKEN:
@@ -100,7 +101,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    """EXIF's tag 274, read from the entries of 12 bytes (tag, type, count, value): PIL stops at a damaged entry."""
+    """EXIF's tag 274, read from its 12-byte entries (tag, type, count, value), since PIL stops at a damaged one."""
     exif = picture.info.get("exif")
     if not isinstance(exif, bytes):
         return picture.getexif().get(ORIENTATION)
@@ -116,9 +117,10 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    """Averaged down, so that it does not fill the memory, here or where an encoder scales the shorter side up.
+    """The picture averaged down by whole factors to at most REDUCE_PIXELS, and sides at most MOST_RATIO apart.
 
-    20,000 x 1 px would there become 4,480,000 x 224.
+    A thin picture would fill the memory: an encoder that scales the shorter side to 224 px would make
+    4,480,000 x 224 px of 20,000 x 1.
     """
     both = math.ceil(math.sqrt(picture.width * picture.height / REDUCE_PIXELS))
     longest = MOST_RATIO * min(picture.size)
@@ -127,25 +129,26 @@ def _reduced(picture: Image.Image) -> Image.Image:
 
 
 def _open_picture(content: bytes) -> ImageFile.ImageFile:
+    """The file's header read, its pixels not yet. ValueError: empty, or no format that PIL knows."""
     if not content:
         raise ValueError("the file is empty")
     try:
         return Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as why:  # PIL's own message names a memory address, another each time
+    except UnidentifiedImageError as why:  # PIL's message holds a memory address, which differs at each call
         raise ValueError("not a picture in a format that PIL knows") from why
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey: 65535 becomes 255, where PIL would clip everything above 255.
+    """16-bit grey as 8-bit grey, scaled so that white becomes 255; PIL would clip everything above 255.
 
-    Where no value is above 255 (or 4095), the file holds 8-bit (or 12-bit) grey, and it is that value which
-    becomes 255: the picture would be all but black.
+    White is 65535, or 4095 or 255 where no value is above it: such a file holds 12-bit or 8-bit grey, and would
+    come out nearly black. ValueError: grey values without a known range.
     """
     if picture.mode == "F":
         raise ValueError("its floating-point grey values have no known range; save it with 8 or 16 bits")
     if not picture.mode.startswith("I"):
         return picture
-    import numpy as np  # here, since importing it takes as long as all of `--help` may
+    import numpy as np  # only here: its import alone takes as long as `--help` may take
 
     grey = np.asarray(picture)
     if grey.min() < 0 or grey.max() > 65535:
@@ -155,6 +158,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, transparent pixels blended with white."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
@@ -163,11 +167,11 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def decode_sound(content: bytes) -> Sound:
-    """A sound file's bytes as a recording, its channels averaged. Errors: one of BROKEN where it is not whole."""
+    """A sound file's bytes as a mono recording: channels are averaged. Errors: one of BROKEN where it is damaged."""
     import soundfile
 
     riff_bytes = int.from_bytes(content[4:8], "little") + 8
-    # soundfile would return the part that is there
+    # soundfile would return what is left of a cut file without a word
     if content[:4] == b"RIFF" and len(content) < riff_bytes < 2**32 - 1:
         raise ValueError(f"the file is cut short: {len(content)} of {riff_bytes} bytes")
     with soundfile.SoundFile(io.BytesIO(content)) as sound:
