@@ -7,7 +7,7 @@ layer11/features-00000.npz  scipy.sparse CSR float32 [rows, d_sae], rows in data
 layer11/cfg.json, layer11/sae_weights.safetensors    the SAE (sae.py)
 ```
 
-The part files are read and written by parts.py, folders of the original code by original.py.
+The part files are read and written by parts.py, the samples by samples.py, folders of the original code by original.py.
 """
 
 import hashlib
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import original
+import samples
 from parts import Csr, parts
 from plumbing import files
 from plumbing.errors import UserError
+from samples import Samples
 
 FORMAT_VERSION = 2
 
@@ -191,9 +193,9 @@ class Run(NamedTuple):
 
         return scipy.sparse.vstack(list(self.blocks(layer)), format="csr")
 
-    def samples(self) -> list[dict[str, str]]:
-        """A dict with `id`, `image` and `caption` for each row; empty for a run of the original."""
-        return [] if self.is_original else _read_samples(self.path, self.n_samples)
+    def samples(self) -> Samples:
+        """`ids`, `images` and `captions`, a text a row; none for a run of the original."""
+        return Samples.none() if self.is_original else samples.read(self.path, self.n_samples)
 
 
 def run_names() -> list[str]:
@@ -260,29 +262,6 @@ def check_aligned(runs: list[Run]):
             )
 
 
-def write_samples(path: Path, samples: list[dict[str, str]]):
-    """Write `samples.jsonl`, a line a row."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-    files.write_text(path / "samples.jsonl", lines)
-
-
-def _read_samples(path: Path, n_samples: int) -> list[dict[str, str]]:
-    samples = []
-    try:
-        lines = (path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
-        samples = [json.loads(line) for line in lines if line]
-        texts = [sample[key] for sample in samples for key in ("id", "image", "caption")]
-        whole = len(samples) == n_samples and all(isinstance(text, str) for text in texts)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"run {path.name!r} does not tell which {n_samples} samples it is of: {path}/samples.jsonl is missing "
-            "or damaged; put the file back, or record the run again with --overwrite"
-        )
-    return samples
-
-
 def finish_run(path: Path, manifest: Mapping[str, object]) -> Run:
     """Write the manifest, which makes the run whole, and open it."""
     whole = {"format_version": FORMAT_VERSION, **manifest}
@@ -315,8 +294,9 @@ def _read_manifest(path: Path) -> Manifest:
         )
     _check_manifest(path, manifest)
     if version == IDS_ONLY:
-        rows = [(row["id"], row["caption"]) for row in _read_samples(path, manifest["n_samples"])]
-        return manifest | {"dataset": manifest["dataset"] | {"fingerprint": fingerprint(rows)}}
+        known = samples.read(path, manifest["n_samples"])
+        known_fingerprint = fingerprint(zip(known.ids, known.captions, strict=True))
+        return manifest | {"dataset": manifest["dataset"] | {"fingerprint": known_fingerprint}}
     return manifest
 
 

@@ -17,6 +17,7 @@ from features import Run
 from plumbing import files
 from plumbing.commandline import Parser, output, picture, positive, script
 from plumbing.errors import UserError
+from samples import Samples
 from showing import trusted
 from showing.tables import print_matrix, print_pair
 
@@ -130,15 +131,15 @@ def check_shape(arguments: Namespace, n_sources: int, n_targets: int):
 def options(arguments: Namespace, run: Run) -> "Options":
     """What the words on trust ask for; the samples of `run` are looked at where they name rows or columns."""
     from comparing import clusters
-    from comparing.sides import CAPTION_WORDS, Options
+    from comparing.sides import Options
 
-    samples = run.samples() if arguments.cluster or arguments.strata else []
+    known = run.samples() if arguments.cluster or arguments.strata else Samples.none()
     own = None
     if arguments.cluster:
-        own = tuple(clusters.read_clusters(arguments.cluster, [row["id"] for row in samples]))
+        own = tuple(clusters.read_clusters(arguments.cluster, known.ids))
     if arguments.strata:
-        clusters.strata_of(arguments.strata, samples)
-    root, strata = arguments.transform == "sqrt", arguments.strata or CAPTION_WORDS
+        clusters.strata_of(arguments.strata, known)
+    root, strata = arguments.transform == "sqrt", arguments.strata or clusters.CAPTION_WORDS
     return Options(arguments.no_trust, arguments.permutations, arguments.min_active, root, strata, own)
 
 

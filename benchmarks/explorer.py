@@ -21,6 +21,7 @@ import scipy.sparse
 
 import features
 import parts
+import samples
 from plumbing.commandline import Parser, positive, script
 
 TARGETS = {"seconds": 60.0, "GiB": 4.0, "kB a feature": 4.0}
@@ -90,7 +91,7 @@ def save(name: str, codes: scipy.sparse.csr_array, captions: list[str]):
     (path / "layer0").mkdir(parents=True)
     ids = [str(row) for row in range(len(captions))]
     rows = list(zip(ids, captions, strict=True))
-    features.write_samples(path, [{"id": i, "image": f"{i}.wav", "caption": text} for i, text in rows])
+    samples.write(path, [{"id": i, "image": f"{i}.wav", "caption": text} for i, text in rows])
     for number, start in enumerate(range(0, len(captions), PART)):
         parts.write_part(path, "layer0", number, codes[start : start + PART])
     decoder = np.random.default_rng(0).standard_normal((codes.shape[1], D_IN)).astype(np.float32)

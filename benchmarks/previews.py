@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data import Pairs
 from features import Run
 from plumbing.commandline import Parser, positive, script
+from samples import Samples, Texts
 from showing import sheets, thumbnails
 from sources.opened import Sample, file_bytes
 
@@ -113,8 +114,9 @@ def seconds(work: Callable[[], object]) -> float:
 class HandMade(Run):
     """A run whose samples are made up."""
 
-    def samples(self) -> list[dict[str, str]]:
-        return [{"caption": caption(row)} for row in range(self.n_samples)]
+    def samples(self) -> Samples:
+        captions = Texts.of([caption(row) for row in range(self.n_samples)])
+        return Samples(captions, captions, captions)
 
 
 def manifest(rows: int) -> dict:

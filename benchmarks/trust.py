@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import features
 import parts
+import samples
 from comparing import comparison, passes, sides
 from comparing.codes import Codes
 from comparing.pearson import max_correlations
@@ -120,7 +121,7 @@ def record(name: str, matrix: scipy.sparse.csr_array, seed: int) -> features.Run
     ]
     path = features.run_path(name)
     path.mkdir(parents=True)
-    features.write_samples(path, rows)
+    samples.write(path, rows)
     for number, start in enumerate(range(0, n_rows, features.PART_ROWS)):
         parts.write_part(path, "layer0", number, matrix[start : start + features.PART_ROWS])
     fingerprint = features.fingerprint((row["id"], row["caption"]) for row in rows)

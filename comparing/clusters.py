@@ -15,8 +15,10 @@ import scipy.sparse.csgraph
 from jaxtyping import Int, UInt64
 
 from plumbing.errors import UserError
+from samples import Samples, Texts
 
 FEWEST = 50  # clusters: with fewer, neither halves nor standard errors mean anything
+CAPTION_WORDS = "caption_words"  # strata: the number of words of a row's caption
 FLOOR_SEED = 0  # of the first permutation; the others count on from it
 
 
@@ -58,9 +60,9 @@ def clusters(
     of the pair is of text. `halves` are the captions that the halves respect in any case, so that every pair of
     runs has the same halves. Which half a cluster is in hangs on its names alone, never on its place.
     """
-    said = None if captions is None else _lowered(captions)
+    said = None if captions is None else _texts(captions).lowered()
     ids = joined(*(labels for labels in (names, said, own) if labels is not None))
-    widest = ids if halves is None else joined(ids, _lowered(halves))
+    widest = ids if halves is None else joined(ids, _texts(halves).lowered())
     return _halved(ids, names, widest)
 
 
@@ -69,7 +71,7 @@ def both_clusters(
 ) -> tuple[Clusters, Clusters]:
     """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves."""
     ids = joined(*(labels for labels in (names, own) if labels is not None))
-    widest = ids if captions is None else joined(ids, _lowered(captions))
+    widest = ids if captions is None else joined(ids, _texts(captions).lowered())
     few = (
         int(widest.max(initial=-1)) + 1 < FEWEST
     )  # then no pair with text has halves: the others need their own
@@ -92,12 +94,14 @@ def joined(*labels: Sequence | np.ndarray) -> Int[np.ndarray, " row"]:
     """
     n_rows, edges = len(labels[0]), []
     for label in labels:
-        first: dict[str | int | None, int] = {None: -1, "": -1}
-        same = np.array([first.setdefault(value, row) for row, value in enumerate(label)], np.int64)
+        number, distinct = _numbered_labels(label)
+        first = np.empty(len(distinct), np.int64)
+        first[number[::-1]] = np.arange(n_rows)[::-1]  # the last to be written is the first row of a label
+        joins = distinct.lengths() > 0 if isinstance(distinct, Texts) else np.ones(len(distinct), bool)
         rows = np.flatnonzero(
-            (same >= 0) & (same != np.arange(n_rows))
-        )  # that are not the first of their label
-        edges.append((rows, same[rows]))
+            joins[number] & (first[number] != np.arange(n_rows))
+        )  # not the first of their label
+        edges.append((rows, first[number[rows]]))
     rows, firsts = (np.concatenate(side) for side in zip(*edges, strict=True))
     if not len(rows):
         return np.arange(n_rows)
@@ -166,17 +170,17 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> list[str]:
     return [group[row] for row in ids]
 
 
-def strata_of(name: str, rows: Sequence[dict]) -> list[str]:
-    """The stratum of each row of samples.jsonl: `caption_words`, or the value of a column."""
-    if name == "caption_words":
-        strata = [str(len(str(row.get("caption", "")).split())) for row in rows]
-    elif all(name in row for row in rows):
-        strata = [str(row[name]) for row in rows]
+def strata_of(name: str, samples: Samples) -> Texts | np.ndarray:
+    """The stratum of each row of samples.jsonl: CAPTION_WORDS, or the value of a column."""
+    if name == CAPTION_WORDS:
+        strata = samples.captions.n_words()
+    elif name in (columns := samples.columns()):
+        strata = samples.column(name)
     else:
-        columns = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
-        raise UserError(f"--strata {name}: the samples have {', '.join(['caption_words', *columns])}")
-    if len(set(strata)) in (1, len(rows)):
-        what = "one value in all rows" if len(set(strata)) == 1 else "another value in each row"
+        raise UserError(f"--strata {name}: the samples have {', '.join([CAPTION_WORDS, *sorted(columns)])}")
+    n_strata = len(_numbered_labels(strata)[1])
+    if n_strata in (1, len(samples)):
+        what = "one value in all rows" if n_strata == 1 else "another value in each row"
         raise UserError(f"--strata {name} has {what}: leave it out, or name another column")
     return strata
 
@@ -191,13 +195,27 @@ def check(clusters: Clusters):
 
 
 def _hashes(names: Sequence[str]) -> UInt64[np.ndarray, " row"]:
-    found = b"".join(hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in names)
+    found = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
     return np.frombuffer(found, "<u8").astype(np.uint64)
 
 
-def _lowered(captions: Sequence[str]) -> list[str]:
-    """Captions as clusters compare them."""
-    return [str(caption or "").strip().lower() for caption in captions]
+def named(samples: Samples) -> Texts:
+    """The image of each row, or the row's id where it has none."""
+    if samples.images.lengths().all():
+        return samples.images
+    return Texts.of([image or row for image, row in zip(samples.images, samples.ids, strict=True)])
+
+
+def _texts(labels: Sequence) -> Texts:
+    return labels if isinstance(labels, Texts) else Texts.of([label or "" for label in labels])
+
+
+def _numbered_labels(labels: Sequence | np.ndarray) -> tuple[Int[np.ndarray, " row"], Texts | np.ndarray]:
+    """The number of each row's label among the distinct ones, and these."""
+    if isinstance(labels, np.ndarray):
+        distinct, number = np.unique(labels, return_inverse=True)
+        return number, distinct
+    return _texts(labels).numbered()
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
@@ -208,8 +226,8 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 
 def _cluster_strata(clusters: Clusters, strata: Sequence[str] | np.ndarray) -> Int[np.ndarray, " cluster"]:
     """Each cluster's most frequent stratum, by number; the first of several."""
-    place = {value: number for number, value in enumerate(sorted(set(strata)))}
-    number = np.array([place[value] for value in strata])
+    number, distinct = _numbered_labels(strata)
+    number = np.argsort(np.argsort([str(value) for value in distinct]))[number]  # in the order of their names
     if clusters.n == len(number):  # a row each
         return number
     ones = np.ones(len(number))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import features
 from comparing import draws
-from comparing.clusters import Clusters, both_clusters, permutation, strata_of
+from comparing.clusters import CAPTION_WORDS, Clusters, both_clusters, named, permutation, strata_of
 from comparing.codes import Codes, Matrix
 from comparing.draws import Layer, aligned
 from comparing.drivers import rooted
@@ -25,9 +25,9 @@ from comparing.passes import PERMUTATIONS, Job
 from comparing.reader import Reader, own_share
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team
+from samples import Samples, Texts
 
 SIDE_BYTES = 36  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
-CAPTION_WORDS = "caption_words"  # the number of words of a row's caption
 
 
 class Options(NamedTuple):
@@ -67,18 +67,17 @@ class Sides:
         self._moments: dict[tuple[str, str], Moments] = {}
 
     @functools.cached_property
-    def rows(self) -> list[dict[str, str]]:
+    def samples(self) -> Samples:
         """The samples; none where the runs, of the original code, name none."""
-        return next((rows for run in self.runs if (rows := run.samples())), [])
+        return next((found for run in self.runs if (found := run.samples())), Samples.none())
 
     def clusters(self, *runs: features.Run) -> Clusters:
         """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text."""
         of_text = any(run.manifest.get("encoder", {}).get("modality") == "text" for run in runs)
         if self._clusters is None:
-            names = [row["image"] or row["id"] for row in self.rows]
-            names = names or [str(number) for number in range(self.n_rows)]
-            captions = [row["caption"] for row in self.rows] or None
-            self._clusters = both_clusters(names, captions, self.options.own)
+            known = self.samples
+            names = named(known) if known else Texts.of(map(str, range(self.n_rows)))
+            self._clusters = both_clusters(names, known.captions if known else None, self.options.own)
         return self._clusters[of_text]
 
     @property
@@ -87,10 +86,10 @@ class Sides:
         return self.clusters().half
 
     @functools.cached_property
-    def strata(self) -> list[str] | None:
+    def strata(self) -> Texts | np.ndarray | None:
         """The stratum of each row; None where the captions, the default, do not differ in length."""
         try:
-            return strata_of(self.options.strata, self.rows)
+            return strata_of(self.options.strata, self.samples)
         except UserError:
             if self.options.strata != CAPTION_WORDS:
                 raise

@@ -26,6 +26,7 @@ from comparing.sharedness import ABSENT, ONE_SIDED_95
 from comparing.sides import DEFAULTS, Sides
 from features import Run
 from plumbing import files
+from samples import Samples
 from showing import labels, sheets, trusted
 from showing.thumbnails import Thumbnails, thumbnails
 
@@ -224,7 +225,7 @@ class Shown(NamedTuple):
 
     run: Run
     codes: csr_array
-    samples: list[dict[str, str]]
+    samples: Samples
     small: Thumbnails
     names: Mapping[int, str]
     shared: dict[str, Presence]
@@ -239,7 +240,7 @@ class Shown(NamedTuple):
         return Card(sheets.titled(found.feature, self.names), "; ".join(facts), shots)
 
     def shot(self, row: int) -> Shot:
-        caption = " ".join(self.samples[row]["caption"].split())
+        caption = " ".join(self.samples.captions[row].split())
         caption = caption if len(caption) <= LETTERS else f"{caption[:LETTERS]}…"
         path = self.small.path(row)
         if row in self.small.missing or not path.is_file():

@@ -19,6 +19,7 @@ from data import Pairs
 from features import Run
 from plumbing import files
 from plumbing.errors import UserError
+from samples import Samples
 from showing import thumbnails
 from showing.lettering import BIG, BOLD, FINE, PLAIN, cut, wrapped, write
 
@@ -94,7 +95,7 @@ class Sheets(NamedTuple):
 
     run: Run
     layer: str
-    samples: list[dict[str, str]]
+    samples: Samples
     pairs: Pairs
     small: thumbnails.Thumbnails
     names: Mapping[int, str]
@@ -102,7 +103,7 @@ class Sheets(NamedTuple):
     def draw(self, found: Highest) -> Image.Image:
         """A feature's sheet."""
         cells = [
-            Cell(self.picture(row), f"{activation:#.3g}", f"row {row}", self.samples[row]["caption"])
+            Cell(self.picture(row), f"{activation:#.3g}", f"row {row}", self.samples.captions[row])
             for row, activation in zip(found.rows.tolist(), found.activations.tolist(), strict=True)
         ]
         share = f"active on {found.count:,} of {self.run.n_samples:,} samples ({found.count / self.run.n_samples:.2%})"

@@ -5,6 +5,7 @@ import scipy.sparse
 
 import features
 import parts
+import samples
 from plumbing import files
 from training import unfinished
 
@@ -25,7 +26,7 @@ def make_run(
     ids = ids or [f"sample{row}" for row in range(n_samples)]
     captions = captions or [f"caption {row}" for row in range(n_samples)]
     path = empty_folder(name)
-    features.write_samples(
+    samples.write(
         path, [{"id": i, "image": f"{i}.png", "caption": text} for i, text in zip(ids, captions, strict=True)]
     )
     for layer, codes in layers.items():

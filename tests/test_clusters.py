@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from comparing.clusters import check, clusters, folds, joined, permutation, read_clusters, strata_of
+import samples
+from comparing.clusters import check, clusters, folds, joined, named, permutation, read_clusters, strata_of
 from plumbing.errors import UserError
 
 
@@ -81,17 +82,32 @@ def test_a_cluster_file_says_what_is_wrong(tmp_path, text, message):
         read_clusters(tmp_path / "groups.tsv", ["a", "b", "c"])
 
 
-def test_bad_choices_are_refused():
-    rows = [{"id": str(n), "caption": text, "lens": "wide"} for n, text in enumerate(["a b", "a", "b"])]
-    assert strata_of("caption_words", rows) == ["2", "1", "1"]
+def read_back(tmp_path, captions, **columns):
+    """Samples with these captions, and columns of one value, as a run would have them."""
+    rows = [{"id": str(n), "image": "", "caption": text, **columns} for n, text in enumerate(captions)]
+    samples.write(tmp_path, rows)
+    return samples.read(tmp_path, len(rows))
+
+
+def test_bad_choices_are_refused(tmp_path):
+    found = read_back(tmp_path, ["a b", "a", "b"], lens="wide")
     with pytest.raises(UserError, match="one value"):
-        strata_of("lens", rows)
-    with pytest.raises(UserError, match="caption_words, caption, id, lens"):
-        strata_of("camera", rows)
+        strata_of("lens", found)
+    with pytest.raises(UserError, match="caption_words, caption, id, image, lens"):
+        strata_of("camera", found)
     with pytest.raises(UserError, match="another value in each row"):
-        strata_of("id", rows)
+        strata_of("id", found)
     few = clusters(["a", "b", "b"])
     with pytest.raises(UserError, match="takes 50 of the 2 clusters of samples: leave it out"):
         folds(few, 2)
     with pytest.raises(UserError, match="2 clusters of 3 samples"):
         check(few)
+
+
+def test_captions_are_lowered_trimmed_and_counted_as_python_does(tmp_path):
+    captions = ["A  Green\u2003tree\n", "", " a Caf\xe9", "\tA CAF\xc9\u3000", "a", "\xa0 "]
+    found = read_back(tmp_path, captions)
+    assert list(strata_of("caption_words", found)) == [len(text.split()) for text in captions]
+    lowered = [text.strip().lower() for text in captions]
+    assert clusters(found.ids, found.captions).ids.tolist() == joined(lowered).tolist()
+    assert list(named(found)) == list(found.ids), "a row without an image is called by its id"

@@ -213,7 +213,7 @@ def test_four_forms_of_the_same_pictures_are_the_same(tmp_path, hub_cache, monke
         words += ["--data_root", pairs.source["data_root"]] if pairs.source["data_root"] else []
         (run,) = train_image.main(words)
         recorded.append(run.load("layer2").toarray())
-        assert [sample["caption"] for sample in run.samples()] == captions
+        assert list(run.samples().captions) == captions
     assert np.count_nonzero(recorded[0]) > count
     for other in recorded[1:]:
         np.testing.assert_array_equal(other, recorded[0])

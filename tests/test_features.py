@@ -12,6 +12,7 @@ from runs import make_run
 
 import features
 import parts
+import samples
 from comparing import kept as kept_module
 from plumbing.errors import UserError
 
@@ -60,7 +61,13 @@ def test_eleven_parts_and_more_keep_their_order():
 def test_samples_keep_odd_captions():
     captions = ["a\u2028line separator", "", 'quote " and \\ and\ttab', "日本語"]
     run = make_run("clip", {"layer0": codes(4)}, captions=captions)
-    assert [sample["caption"] for sample in run.samples()] == captions
+    found = run.samples()
+    assert (list(found.captions), found.captions[2], found.captions[-2:]) == (
+        captions,
+        captions[2],
+        captions[2:],
+    )
+    assert list(found.ids) == [f"sample{row}" for row in range(len(found))]
 
 
 def test_the_same_codes_give_the_same_bytes(tmp_path):
@@ -148,7 +155,7 @@ def test_layers_are_found_by_number():
 
 def in_the_older_format(run):
     """Rewrite a run as format 1 had it: its fingerprint is of the ids alone."""
-    ids = "".join(f"{sample['id']}\n" for sample in run.samples())
+    ids = "".join(f"{name}\n" for name in run.samples().ids)
     old = {
         "format_version": 1,
         "dataset": {"name": "old", "fingerprint": hashlib.sha256(ids.encode()).hexdigest()},
@@ -175,12 +182,24 @@ def test_the_same_ids_with_other_captions_are_other_samples_for_older_runs_too(a
 def test_kept_scores_are_not_of_a_run_whose_samples_changed():
     old = in_the_older_format(make_run("old", {"layer0": codes()}))
     kept = kept_module.identity(old)
-    samples = [sample | {"caption": "another"} for sample in old.samples()]
-    features.write_samples(old.path, samples)
+    samples.write(old.path, [{"id": name, "image": "", "caption": "another"} for name in old.samples().ids])
     assert kept_module.identity(features.open_run("old")) != kept
 
 
-@pytest.mark.parametrize("content", [None, "", '{"id": "sample0"', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        '{"id": "sample0"',
+        "\xff",
+        '{"id": "a", "image": "", "caption": ""}\n' * 9,
+        '{"id": 1, "image": "", "caption": ""}\n' * 10,
+        '{"id": "a", "image": ""}\n' * 10,
+        '{"id": "a", "image": "", "caption": null}\n' * 10,
+        "[]\n" * 10,
+    ],
+)
 def test_a_run_that_does_not_tell_its_samples_is_refused(content):
     run = make_run("clip", {"layer0": codes()})
     path = run.path / "samples.jsonl"

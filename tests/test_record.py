@@ -47,7 +47,7 @@ def test_the_recorded_features_are_the_saved_saes_codes_in_row_order(train, monk
         assert np.count_nonzero(found) > 300
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert run.manifest["activation"] == activation
-    assert [sample["id"] for sample in run.samples()] == [str(row) for row in range(300)]
+    assert list(run.samples().ids) == [str(row) for row in range(300)]
 
 
 def test_a_mean_of_several_tokens_records_the_mean_of_their_codes_not_the_code_of_their_mean(train):

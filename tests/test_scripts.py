@@ -71,7 +71,7 @@ def test_image_and_text_runs_are_aligned_and_name_their_files(here):
     features.check_aligned([image, text])
     assert image.n_samples == N_PICTURES
     assert image.manifest["dataset"]["name"] == "photos"
-    assert [sample["image"] for sample in image.samples()][:3] == ["000.png", "deep/001.png", "002.png"]
+    assert image.samples().images[:3] == ["000.png", "deep/001.png", "002.png"]
     assert image.samples() == text.samples()
     words = ["--dataset", "folder", "--data_root", "photos", "--layers", "all", "--runname", "text"]
     assert text.manifest["command"] == ["train_text.py", *words]

@@ -13,7 +13,7 @@ import scipy.sparse
 import features
 from plumbing.processes import highest, team
 from training.fit import STATISTICS_BATCHES
-from training.manifest import peak_gpu_memory, peak_memory, samples
+from training.manifest import peak_gpu_memory, peak_memory, sample_rows
 from training.plan import own_share, training_plan
 from training.rehearsal import Paces, Rehearsal, Size, rehearse
 from training.token_cache import RecordedTokens
@@ -179,4 +179,4 @@ def empty_part_bytes() -> int:
 
 def samples_bytes(work: Work) -> int:
     """The size of samples.jsonl."""
-    return sum(len(json.dumps(row, ensure_ascii=False).encode()) + 1 for row in samples(work))
+    return sum(len(json.dumps(row, ensure_ascii=False).encode()) + 1 for row in sample_rows(work))

@@ -5,11 +5,12 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 import features
+import samples
 from plumbing.processes import highest, team
 from sae import TopKSAE
 from saelens import SAE
@@ -32,16 +33,16 @@ def finish(
     from training import curve  # it imports matplotlib
 
     folder = work.jobs[number].folder
-    features.write_samples(folder, samples(work))
+    samples.write(folder, sample_rows(work))
     if lines := log.read(folder):
         curve.draw(folder / "training_curve.png", lines)
     return features.finish_run(folder, manifest(work, number, saes, scores) | measured)
 
 
-def samples(work: Work) -> list[dict[str, str]]:
+def sample_rows(work: Work) -> Iterator[dict[str, str]]:
     """The lines of samples.jsonl."""
-    rows = work.stream.pairs.samples
-    return [{"id": row.id, "image": row.file, "caption": row.captions[0]} for row in rows]
+    for row in work.stream.pairs.samples:
+        yield {"id": row.id, "image": row.file, "caption": row.captions[0]}
 
 
 def manifest(

@@ -1,0 +1,159 @@
+"""`samples.jsonl`, a line a row of a run: {"id", "image", "caption"}, and columns of the user's; written and read as a stream."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from plumbing import files
+from plumbing.errors import UserError
+
+if TYPE_CHECKING:  # elsewhere only where samples are read: importing it takes a while
+    import numpy as np
+    import pyarrow
+
+NAME = "samples.jsonl"
+
+COLUMNS = ("id", "image", "caption")
+
+BLOCK_BYTES = 1 << 23  # that are parsed at once; no line may be longer
+
+
+class Texts(Sequence[str]):
+    """A text a row, held as one long text in `column` (pyarrow): a string object each would take twice the memory."""
+
+    def __init__(self, column: "pyarrow.ChunkedArray"):
+        self.column = column
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        import pyarrow
+
+        return cls(pyarrow.chunked_array([pyarrow.array(texts, pyarrow.large_string())]))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.column.chunks:
+            yield from chunk.to_pylist()
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        found = self.column[row]
+        return found.to_pylist() if isinstance(row, slice) else found.as_py()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Texts) and self.column.equals(other.column)
+
+    __hash__ = None
+
+    def lowered(self) -> "Texts":
+        """In lower case, without the white space at both ends."""
+        import pyarrow.compute as compute
+
+        return Texts(compute.utf8_lower(compute.utf8_trim_whitespace(self.column)))
+
+    def lengths(self) -> "np.ndarray":
+        """The bytes of each text, int [row]."""
+        import pyarrow.compute as compute
+
+        return _to_numpy(compute.binary_length(self.column).chunks)
+
+    def n_words(self) -> "np.ndarray":
+        """The words of each text, int [row]."""
+        import numpy as np
+        import pyarrow.compute as compute
+
+        trimmed = Texts(compute.utf8_trim_whitespace(self.column))
+        words = compute.list_value_length(compute.utf8_split_whitespace(trimmed.column))
+        return np.where(trimmed.lengths() > 0, _to_numpy(words.chunks), 0)  # splitting "" gives one word
+
+    def numbered(self) -> "tuple[np.ndarray, Texts]":
+        """The number of each row's text among the distinct ones, int [row], and these, by first appearance."""
+        import pyarrow
+
+        encoded = self.column.dictionary_encode().chunks
+        distinct = pyarrow.chunked_array([chunk.dictionary for chunk in encoded[-1:]], self.column.type)
+        return _to_numpy([chunk.indices for chunk in encoded]), Texts(distinct)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a run, a text a row; `len()` of them is the number of rows. `file` is where they were read."""
+
+    ids: Texts
+    images: Texts
+    captions: Texts
+    file: Path | None = field(default=None, compare=False)
+
+    @staticmethod
+    def none() -> "Samples":
+        """Those of a run that names none."""
+        return Samples(Texts.of([]), Texts.of([]), Texts.of([]))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns(self) -> list[str]:
+        """The columns that all rows have, the user's own too."""
+        columns = None
+        for row in self._rows():
+            columns = dict.fromkeys(row) if columns is None else {key: None for key in columns if key in row}
+        return list(columns or ())
+
+    def column(self, name: str) -> Texts:
+        """One of `columns()` as texts."""
+        return Texts.of(str(row[name]) for row in self._rows())
+
+    def _rows(self) -> Iterator[dict[str, object]]:
+        if self.file is not None:
+            with self.file.open(encoding="utf-8", newline="\n") as lines:
+                yield from (json.loads(line) for line in lines if line.strip())
+
+
+def read(path: Path, n_samples: int) -> Samples:
+    """The samples of the run in a folder. Error: they are not told, or not so many."""
+    import pyarrow
+
+    file = path / NAME
+    try:
+        table = _parsed(file)
+        table.validate(full=True)
+        if len(table) == n_samples and not any(column.null_count for column in table.columns):
+            return Samples(*(Texts(table[name]) for name in COLUMNS), file=file)
+    except (FileNotFoundError, pyarrow.ArrowInvalid):
+        pass  # said below
+    raise UserError(
+        f"run {path.name!r} does not tell which {n_samples} samples it is of: {file} is missing or damaged; put the "
+        "file back, or record the run again with --overwrite"
+    )
+
+
+def _parsed(file: Path) -> "pyarrow.Table":
+    import pyarrow
+    from pyarrow import json as parser
+
+    schema = pyarrow.schema([(name, pyarrow.large_string()) for name in COLUMNS])
+    wanted = parser.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    with parser.open_json(
+        file, parser.ReadOptions(use_threads=False, block_size=BLOCK_BYTES), wanted
+    ) as blocks:
+        return pyarrow.Table.from_batches(list(blocks), schema)
+
+
+def _to_numpy(chunks: "list[pyarrow.Array]") -> "np.ndarray":
+    """Whole numbers; pyarrow's own way imports pandas."""
+    import numpy as np
+
+    return np.concatenate([np.empty(0, np.int64), *map(np.from_dlpack, chunks)])
+
+
+def write(path: Path, rows: Iterable[Mapping[str, str]]):
+    """Write the rows, each with `id`, `image` and `caption`, into the folder of a run."""
+    with files.replacing(path / NAME) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
