@@ -1,5 +1,6 @@
 """--log: a tracker is sent the lines of training.jsonl, by stand-ins with the calls of the real packages."""
 
+import contextvars
 import sys
 from types import SimpleNamespace
 
@@ -18,10 +19,25 @@ class Sent:
         self.named, self.lines, self.finished = named, [], False
 
     def log(self, values, step):
+        assert not self.finished
         self.lines.append({"step": step, **values})
+        print("said by a tracker")
 
     def finish(self):
         self.finished = True
+
+
+current = contextvars.ContextVar("current", default=None)
+
+
+class Trackio(Sent):
+    """A run of trackio, which ends the one before."""
+
+    def __init__(self, **named):
+        super().__init__(**named)
+        if current.get():
+            current.get().finish()
+        current.set(self)
 
 
 class Writer(Sent):
@@ -54,15 +70,17 @@ def trackers(tmp_path, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=starting(Writer))
     )
-    for name in ("wandb", "trackio"):
+    for name, kind in {"wandb": Sent, "trackio": Trackio}.items():
         monkeypatch.delitem(sys.modules, name, raising=False)
-        monkeypatch.setattr(__import__(name), "init", starting(Sent), raising=False)
+        monkeypatch.setattr(__import__(name), "init", starting(kind), raising=False)
         monkeypatch.setitem(sys.modules, name, sys.modules[name])
     return started
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio", "tensorboard"])
-def test_a_tracker_gets_what_the_file_has_once_and_after_a_resume_too(train, trackers, monkeypatch, tracker):
+def test_a_tracker_gets_what_the_file_has_once_and_after_a_resume_too(
+    train, trackers, monkeypatch, capsys, tracker
+):
     command, shows = dict(epochs=4, seeds=[0, 1], layers=[0, 2], log=tracker), []
     show = fit.show
     with monkeypatch.context() as patch:
@@ -73,7 +91,9 @@ def test_a_tracker_gets_what_the_file_has_once_and_after_a_resume_too(train, tra
         with pytest.raises(ZeroDivisionError):
             train(checkpoint_every=1e-9, **command)
     assert [[line["step"] for line in run.lines] for run in trackers] == [[20, 40]] * 2
+    capsys.readouterr()
     runs = train(**command)
+    assert "tracker" not in capsys.readouterr().out
     for run, sent in zip(runs, trackers[2:], strict=True):
         assert sent.named["name"] == run.name
         assert sent.finished
@@ -83,6 +103,25 @@ def test_a_tracker_gets_what_the_file_has_once_and_after_a_resume_too(train, tra
         if tracker != "tensorboard":
             assert sent.named["config"] == run.manifest["training"]
             assert sent.named.get("reinit") == ("create_new" if tracker == "wandb" else None)
+
+
+def test_a_tracker_that_cannot_start_ends_in_one_line_and_one_that_fails_later_costs_no_run(
+    train, trackers, monkeypatch, capsys
+):
+    def init(**_):
+        raise RuntimeError("No API key configured.\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["wandb"], "init", init)
+        said = r"--log wandb cannot start \(No API key configured.\): type wandb login, or set WANDB_MODE=offline"
+        with pytest.raises(UserError, match=said):
+            train(epochs=2, log="wandb")
+    monkeypatch.setattr(Sent, "log", lambda self, values, step: 1 / (step - 20))
+    (run,) = train(epochs=2, log="wandb")
+    assert [line["step"] for line in log.read(run.path)] == [20, 36]
+    printed = capsys.readouterr()
+    assert printed.err.count("--log wandb has failed and gets no more (division by zero)") == 1
+    assert not printed.out
 
 
 def test_what_is_nan_is_not_sent():

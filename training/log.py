@@ -37,7 +37,7 @@ class Logs:
             self.opened.append(open(job.folder / FILE, "ab"))  # noqa: SIM115  # `close` does
             files.sync(job.folder)
             if work.tracker:
-                self.trackers.append(trackers.start(work.tracker, job.folder.name, work.described(job)))
+                self.trackers.append(trackers.Sending(work.tracker, job.folder.name, work.described(job)))
                 for earlier in read(job.folder):
                     self.trackers[-1].log(flat(earlier), earlier["step"])
 
