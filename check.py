@@ -67,11 +67,14 @@ def open_data(arguments: argparse.Namespace) -> data.Pairs:
 
 
 def look_at_data(pairs: data.Pairs, sheet: Path | None, report: Path | None) -> dict:
-    """Print what a data set holds, draw its contact sheet, and write a report."""
+    """Print what a data set holds, draw its contact sheet where it has pictures, and write a report."""
+    pictured = any(sample.side == "image" for sample in pairs.samples)
+    if sheet and not pictured:
+        raise UserError(f"--sheet {sheet}: data set {pairs.name!r} has no pictures; leave it out")
     held = checks.holdings(pairs)
     document = held._asdict()
     print(checks.holdings_table(held))
-    if held.sounds < held.rows:
+    if pictured:
         document["contact_sheet"] = draw_sheet(pairs, sheet or Path("imgs", f"data_{pairs.name}.png"))
     if report:
         files.write_text(report, json.dumps(document, indent=1) + "\n")

@@ -19,9 +19,19 @@ from sources.folder import open_folder
 from sources.huggingface import TEXT_COLUMNS, open_hf
 from sources.media import DECODERS, Sound
 from sources.opened import BROKEN, Opened, Read, Sample, Span, file_bytes, reason, say, writable
+from sources.text import open_text
 from sources.toyworld import open_demo
 from sources.unreadable import file_stamp, find_unreadable
 from sources.webdataset import open_webdataset
+
+
+def caption_choice(choice: str | int) -> str | int:
+    """An argument type: which of a row's captions to use: "first", "all", or a number from 2 on. 1 is the first."""
+    number = int(choice) if str(choice).isdecimal() else 0
+    if choice not in ("first", "all") and number < 1:
+        raise UserError(f"{choice!r} is no choice of captions: type first, all, or a number from 1 on")
+    return choice if not number else number if number > 1 else "first"
+
 
 # The function that opens each kind of data set; its parameters after `location` are the options of that kind.
 OPENERS: dict[str, Callable[..., Opened]] = {
@@ -30,18 +40,22 @@ OPENERS: dict[str, Callable[..., Opened]] = {
     "folder": open_folder,
     "flowers102": open_flowers102,
     "webdataset": open_webdataset,
+    "text": open_text,
     "hf": open_hf,
 }
+
+CAPTIONS_ONLY = "--dataset text has captions only: use train_text.py"
 
 # The command line's flags for the arguments of `open_pairs`, as argparse takes them.
 FLAGS: Flags = {
     "--dataset": {"help": f"one of {', '.join(OPENERS)}:NAME"},
-    "--data_root": {"help": "the data set's folder, or a pattern of tar shards"},
+    "--data_root": {"help": "the data set's folder, a pattern of tar shards, or the file of captions (text)"},
     "--limit": {"type": int, "help": "take the first LIMIT rows only"},
     "--caption": {
-        "choices": ("first", "all"),
+        "type": caption_choice,
+        "metavar": "N",
         "default": "first",
-        "help": "which of a row's captions to use",
+        "help": "which of a row's captions to use: first, 2 (the second), …, or all",
     },
     "--skip_unreadable": {
         "action": "store_true",
@@ -61,7 +75,8 @@ class Pairs:
 
     `read(place)` returns a picture or a file's bytes; `source` holds the arguments with which `open_pairs` opens
     the same rows again; `unreadable` lists the {"id", "path", "why"} of what `skip_unreadable` left out; `files`
-    are the listings, annotations and tables that the rows were read from.
+    are the listings, annotations and tables that the rows were read from; `first_captions` are the rows' where
+    `samples` hold other ones (`caption=2`).
     """
 
     name: str
@@ -70,6 +85,7 @@ class Pairs:
     source: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, str]] = field(default_factory=list)
     files: Sequence[str] = ()
+    first_captions: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -81,7 +97,7 @@ class Pairs:
 
     @property
     def images(self) -> list[str]:
-        """The rows' files as a reader would name them: relative to `data_root`."""
+        """The rows' files as a reader would name them, relative to `data_root`; "" where there are captions alone."""
         return [sample.file for sample in self.samples]
 
     @property
@@ -92,7 +108,8 @@ class Pairs:
     @functools.cached_property
     def fingerprint(self) -> str:
         """`features.fingerprint` of the ids and first captions: where it agrees, two runs have the same rows."""
-        return features.fingerprint((sample.id, sample.captions[0]) for sample in self.samples)
+        firsts = self.first_captions or map(self.caption, range(len(self)))
+        return features.fingerprint(zip(self.ids, firsts, strict=True))
 
     def file_stamp(self) -> str:
         """sha256 over name, size and date (mtime_ns) of the files that hold the rows; their content is not read.
@@ -112,7 +129,7 @@ class Pairs:
         return picture
 
     def caption(self, row: int) -> str:
-        """The first caption of row `row`."""
+        """The chosen caption of row `row`; of all, the first."""
         return self.samples[row].captions[0]
 
     def items(self, row: int, side: str) -> Sequence[str | Image.Image | Sound]:
@@ -123,6 +140,8 @@ class Pairs:
 
     def _content(self, row: int, side: str) -> Image.Image | Sound:
         sample = self.samples[row]
+        if sample.side == "text":
+            raise UserError(CAPTIONS_ONLY)
         if side != sample.side:
             raise UserError(
                 f"row {row} (id {sample.id!r}): {sample.file} is of the kind {sample.side}, "
@@ -147,19 +166,21 @@ def open_pairs(
     data_root: str | None = None,
     limit: int | None = None,
     *,
-    caption: str = "first",
+    caption: str | int = "first",
     skip_unreadable: bool = False,
     unreadable: list[dict[str, str]] | None = None,
     **options: str | None,
 ) -> Pairs:
     """Open a data set by name: its pairs in a fixed order, the first `limit` of them.
 
-    `data_root` is kept as typed in `source`, so that a project folder can move with its data. `skip_unreadable`
+    `data_root` is kept as typed in `source`, so that a project folder can move with its data. `caption` is "first",
+    "all", or the number of one, from 1 on, that every row has to have. `skip_unreadable`
     decodes every item once and leaves out what fails; `unreadable`, an earlier list of it, is left out without
     looking. `options` are those of the data set's function in `OPENERS`; None is as if it was not given.
-    Errors: an unknown data set, an option that it does not take, nothing found, no rows, an id twice.
+    Errors: an unknown data set, an option that it does not take, nothing found, no rows, an id twice, no such caption.
     """
-    kind, location = _checked(dataset, data_root, limit, caption)
+    caption = caption_choice(caption)
+    kind, location = _checked(dataset, data_root, limit)
     given = {name: value for name, value in options.items() if value is not None}
     _require_known(kind, given)
     opened = writable(OPENERS[kind](location or data_root, **given))
@@ -172,10 +193,14 @@ def open_pairs(
         _require_present(opened, samples)
     source = dict[str, object](dataset=dataset, data_root=opened.data_root, limit=limit, caption=caption)
     source |= given | ({} if unreadable is None else {"unreadable": unreadable})
-    samples = _chosen(samples, unreadable or [], caption)
+    left_out = {item["id"] for item in unreadable or []}
+    samples = [sample for sample in samples if sample.id not in left_out]
     if not samples:
         raise UserError(f"data set {dataset!r} at {opened.data_root} holds no readable file with a caption")
-    return Pairs(opened.name, samples, opened.read, source, unreadable or [], opened.files)
+    firsts = [sample.captions[0] for sample in samples] if isinstance(caption, int) else []
+    return Pairs(
+        opened.name, _chosen(samples, caption), opened.read, source, unreadable or [], opened.files, firsts
+    )
 
 
 def reopen(run: features.Run, data_root: str | None = None) -> Pairs:
@@ -208,7 +233,7 @@ def _say_left_out(name: str, unreadable: list[dict[str, str]]):
         )
 
 
-def _checked(dataset: str, data_root: str | None, limit: int | None, caption: str) -> tuple[str, str]:
+def _checked(dataset: str, data_root: str | None, limit: int | None) -> tuple[str, str]:
     """The data set's kind and, of hf:NAME, the name."""
     kind, _, location = dataset.partition(":")
     if kind not in OPENERS or bool(location) != (kind == "hf"):
@@ -216,8 +241,6 @@ def _checked(dataset: str, data_root: str | None, limit: int | None, caption: st
         raise UserError(f"--dataset {dataset!r} is unknown; the data sets are: {names}")
     if kind in ("demo", "hf") and data_root is not None:
         raise UserError(f"--data_root {data_root!r} means nothing to data set {dataset!r}; leave it out")
-    if caption not in ("first", "all"):
-        raise UserError(f"--caption {caption!r} is unknown; type first or all")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no rows; type a number of at least 1")
     return kind, location
@@ -254,9 +277,17 @@ def _require_present(opened: Opened, samples: list[Sample]):
             )
 
 
-def _chosen(samples: list[Sample], unreadable: list[dict[str, str]], caption: str) -> list[Sample]:
-    left_out = {item["id"] for item in unreadable}
-    samples = [sample for sample in samples if sample.id not in left_out]
-    if caption == "first":
-        samples = [sample._replace(captions=sample.captions[:1]) for sample in samples]
-    return samples
+def _chosen(samples: list[Sample], caption: str | int) -> list[Sample]:
+    """The samples with the captions asked for. Error: a row has fewer."""
+    if caption == "all":
+        return samples
+    number = caption if isinstance(caption, int) else 1
+    fewest = min(len(sample.captions) for sample in samples)
+    for row, sample in enumerate(samples if fewest < number else ()):
+        if len(sample.captions) < number:
+            has = f"{len(sample.captions)} caption{'s' * (len(sample.captions) > 1)}"
+            raise UserError(
+                f"--caption {number}: row {row} (id {sample.id!r}) has {has}, and every row needs as many; the highest "
+                f"that all rows have is --caption {fewest}"
+            )
+    return [sample._replace(captions=sample.captions[number - 1 : number]) for sample in samples]

@@ -126,6 +126,11 @@ class Run(NamedTuple):
         return self.manifest["dataset"]["fingerprint"]
 
     @property
+    def caption(self) -> str | int:
+        """Which of each row's captions it was recorded on: "first", "all", or a number from 2 on."""
+        return (self.manifest["dataset"].get("source") or {}).get("caption") or "first"
+
+    @property
     def is_original(self) -> bool:
         """Whether the original code recorded it."""
         return self.manifest["format_version"] == original.FORMAT_VERSION
@@ -194,7 +199,7 @@ class Run(NamedTuple):
         return scipy.sparse.vstack(list(self.blocks(layer)), format="csr")
 
     def samples(self) -> Samples:
-        """`ids`, `images` and `captions`, a text a row; none for a run of the original."""
+        """`ids`, `images` and `captions` (of all captions, the first), a text a row; none for a run of the original."""
         return Samples.none() if self.is_original else samples.read(self.path, self.n_samples)
 
 

@@ -1,4 +1,7 @@
-"""`samples.jsonl`, a line a row of a run: {"id", "image", "caption"}, and columns of the user's; written and read as a stream."""
+"""`samples.jsonl`, a line a row of a run: {"id", "image", "caption"}, and columns of the user's; written and read as a stream.
+
+The image is "" where there are captions alone. The caption is the one that the run was given; of all, the first.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,6 +49,12 @@ class Texts(Sequence[str]):
     def __getitem__(self, row: int | slice) -> str | list[str]:
         found = self.column[row]
         return found.to_pylist() if isinstance(row, slice) else found.as_py()
+
+    def __add__(self, other: "Texts") -> "Texts":
+        import pyarrow
+
+        chunks = [*self.column.chunks, *other.column.chunks]
+        return Texts(pyarrow.chunked_array(chunks, self.column.type))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Texts) and self.column.equals(other.column)

@@ -4,7 +4,9 @@ Five captions of one picture are five rows and one observation. Splitting or per
 calls unrelated runs significant, so everything here keeps a cluster together.
 """
 
+import functools
 import hashlib
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,11 +69,17 @@ def clusters(
 
 
 def both_clusters(
-    names: Sequence[str], captions: Sequence[str] | None = None, own: Sequence[str] | None = None
+    names: Sequence[str], captions: Sequence[Sequence[str]] = (), own: Sequence[str] | None = None
 ) -> tuple[Clusters, Clusters]:
-    """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves."""
+    """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves.
+
+    `captions`: one of each row, as often as runs were given other ones; rows that have any in common are joined.
+    """
     ids = joined(*(labels for labels in (names, own) if labels is not None))
-    widest = ids if captions is None else joined(ids, _texts(captions).lowered())
+    widest = ids
+    if captions:  # each row as many times as it has captions
+        texts = functools.reduce(operator.add, map(_texts, captions)).lowered()
+        widest = joined(np.tile(ids, len(captions)), texts)[: len(ids)]
     few = (
         int(widest.max(initial=-1)) + 1 < FEWEST
     )  # then no pair with text has halves: the others need their own

@@ -84,7 +84,7 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sid
     """The scores of runs of the same samples, whose layers `sides` hold from one pair to the next."""
     if other.name < run.name:  # kept once, in the folder of the first by name
         return compared(other, run, metrics, sides).turned()
-    key, reader = sides.options.key, sides.reader
+    key, reader = sides.key, sides.reader
     kept = read_kept(run, other, key)
     is_new = anywhere(kept is None)  # where any process cannot read it, all work it out
     found = match(run, other, sides) if is_new or kept is None else kept

@@ -103,7 +103,9 @@ def other_seed(run: features.Run) -> features.Run | None:
     same = [other for other in seeds if _same_samples(run, other)]
     for other in seeds:
         if other not in same:
-            note(f"run {other.name!r} is {run.name!r} from another seed, but of other samples: no reference")
+            note(
+                f"run {other.name!r} is {run.name!r} from another seed, but of other samples or captions: no reference"
+            )
     return min(same, key=lambda other: (_data_seed(other) == _data_seed(run), other.name), default=None)
 
 
@@ -148,6 +150,9 @@ def note(text: str):
 
 
 def _same_samples(run: features.Run, other: features.Run) -> bool:
+    """Whether two runs of an encoder are of the same samples and, where it is of text, of the same captions of them."""
+    if _encoder(run).get("modality") == "text" and run.caption != other.caption:
+        return False
     return (run.fingerprint, run.n_samples) == (other.fingerprint, other.n_samples)
 
 

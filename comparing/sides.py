@@ -66,19 +66,34 @@ class Sides:
         self._held: dict[tuple[str, str], Side] = {}
         self._moments: dict[tuple[str, str], Moments] = {}
 
+    @property
+    def key(self) -> str:
+        """What kept scores hang on besides the pair: the options, and which captions all the runs were given."""
+        numbers = sorted({_caption(run) for run in self.runs})
+        words = f"captions{'-'.join(map(str, numbers))}" if len(numbers) > 1 else ""
+        return ".".join(filter(None, (self.options.key, words)))
+
     @functools.cached_property
-    def samples(self) -> Samples:
-        """The samples; none where the runs, of the original code, name none."""
-        return next((found for run in self.runs if (found := run.samples())), Samples.none())
+    def samples(self) -> dict[int, Samples]:
+        """The samples by the number of the caption that they hold, lowest first; none of runs of the original code."""
+        runs = {_caption(run): run for run in reversed(self.runs) if not run.is_original}
+        return {number: runs[number].samples() for number in sorted(runs)}
 
     def clusters(self, *runs: features.Run) -> Clusters:
-        """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text."""
+        """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text.
+
+        Captions are those of all the runs, so that a matrix of runs on several captions has one set of halves.
+        """
         of_text = any(run.manifest.get("encoder", {}).get("modality") == "text" for run in runs)
         if self._clusters is None:
-            known = self.samples
-            names = named(known) if known else Texts.of(map(str, range(self.n_rows)))
-            self._clusters = both_clusters(names, known.captions if known else None, self.options.own)
+            names = named(self._first) if self.samples else Texts.of(map(str, range(self.n_rows)))
+            captions = [known.captions for known in self.samples.values()]
+            self._clusters = both_clusters(names, captions, self.options.own)
         return self._clusters[of_text]
+
+    @property
+    def _first(self) -> Samples:
+        return next(iter(self.samples.values()), Samples.none())
 
     @property
     def half(self) -> np.ndarray:
@@ -87,9 +102,12 @@ class Sides:
 
     @functools.cached_property
     def strata(self) -> Texts | np.ndarray | None:
-        """The stratum of each row; None where the captions, the default, do not differ in length."""
+        """The stratum of each row; None where the captions, the default, do not differ in length.
+
+        Of runs on several captions, it is by that of the lowest number.
+        """
         try:
-            return strata_of(self.options.strata, self.samples)
+            return strata_of(self.options.strata, self._first)
         except UserError:
             if self.options.strata != CAPTION_WORDS:
                 raise
@@ -153,6 +171,11 @@ class Sides:
 
 def _key(layer: Layer) -> tuple[str, str]:
     return layer.run.name, layer.name
+
+
+def _caption(run: features.Run) -> int:
+    """The number of the caption that a run's samples hold."""
+    return run.caption if isinstance(run.caption, int) else 1
 
 
 def moments_of(blocks: Iterable[Matrix], half: np.ndarray, n_features: int) -> Moments:

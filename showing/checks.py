@@ -71,6 +71,7 @@ class Holdings(NamedTuple):
     caption_words: Spread
     caption_characters: Spread
     empty_captions: int
+    distinct_captions: int
     unreadable: list[dict[str, str]]  # the {"id", "path", "why"} that were left out
 
 
@@ -88,6 +89,7 @@ def holdings(pairs: Pairs) -> Holdings:
         spread(len(text.split()) for text in texts),
         spread(map(len, texts)),
         sum(not text for text in texts),
+        len(set(texts)),
         pairs.unreadable,
     )
 

@@ -26,6 +26,7 @@ from showing.places import Places, check, places
 from showing.replaced import replacing_folder
 from showing.thumbnails import thumbnails
 from showing.words import vocabulary
+from sources.opened import say
 
 LETTERS = 300  # of a caption
 
@@ -127,11 +128,8 @@ def find_all(layers: list[Browsed], sides: Sides) -> ByBoth:
 
 def write_data(explorer: Explorer, shown: Shown, folder: Path, spots: Places | None) -> set[int]:
     """Write tables, features and captions; returns the rows that are shown."""
-    words, things = vocabulary(explorer.pairs.captions), objects.categories(explorer.pairs)
-    named = {
-        one.slug: names.described(one.side.codes.matrix, words)
-        for one in tqdm(shown.layers, desc="names", leave=False)
-    }
+    things = objects.categories(explorer.pairs)
+    named = name_all(shown.layers, explorer.pairs)
     labelled = label_all(shown, named)
     rows: set[int] = set()
     for one in shown.layers:
@@ -147,6 +145,19 @@ def write_data(explorer: Explorer, shown: Shown, folder: Path, spots: Places | N
             rows.update(*map(rows_of, chunk))
     write_captions(explorer.pairs, folder / "captions")
     return rows
+
+
+def name_all(layers: list[Browsed], pairs: Pairs) -> dict[str, list[Named]]:
+    """What the words of its captions tell of each run's features; `pairs` has those of the first run."""
+    first, held = layers[0].run.caption, {layers[0].run.caption: vocabulary(pairs.captions)}
+    for one in layers:
+        if one.run.caption not in held:
+            held[one.run.caption] = vocabulary([[text] for text in one.run.samples().captions])
+            say(f"samples are shown with caption {first}; {one.run.name} was given caption {one.run.caption}")
+    return {
+        one.slug: names.described(one.side.codes.matrix, held[one.run.caption])
+        for one in tqdm(layers, desc="names", leave=False)
+    }
 
 
 def label_all(shown: Shown, named: dict[str, list[Named]]) -> dict[str, dict[int, Label]]:

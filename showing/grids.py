@@ -40,10 +40,11 @@ def save_grid(
     """Draw one figure: for each feature a panel of rows x columns (`grid`) of the samples on which it is highest.
 
     Each picture is cut to the square in its middle. `codes` is the layer's features, `kept` the folder of
-    thumbnails of `side` pixels. Errors: a feature that is never active; a run of sounds.
+    thumbnails of `side` pixels. Errors: a feature that is never active; a run without pictures.
     """
     if not any(sample.side == "image" for sample in pairs.samples):
-        raise UserError(f"run {run.name!r} is of sounds, and a figure is of pictures: leave out --sheet")
+        of = "captions alone" if pairs.samples[0].side == "text" else "sounds"
+        raise UserError(f"run {run.name!r} is of {of}, and a figure is of pictures: leave out --sheet")
     found = list(highest(codes, features, math.prod(grid)))
     if silent := [one.feature for one in found if not one.count]:
         raise UserError(f"feature {silent[0]} of {layer} is active on no sample: leave it out of --sheet")

@@ -39,9 +39,9 @@ Directions = dict[tuple[str, str], Direction]  # by source and target
 
 
 class Shot(NamedTuple):
-    """One sample: its picture as a data URI ("" where it cannot be read), and its caption."""
+    """One sample: its picture as a data URI ("" where it cannot be read, None of a sound or a text), and its caption."""
 
-    source: str
+    source: str | None
     caption: str
 
 
@@ -226,6 +226,7 @@ class Shown(NamedTuple):
     run: Run
     codes: csr_array
     samples: Samples
+    pairs: data.Pairs
     small: Thumbnails
     names: Mapping[int, str]
     shared: dict[str, Presence]
@@ -242,6 +243,8 @@ class Shown(NamedTuple):
     def shot(self, row: int) -> Shot:
         caption = " ".join(self.samples.captions[row].split())
         caption = caption if len(caption) <= LETTERS else f"{caption[:LETTERS]}…"
+        if self.pairs.samples[row].side != "image":
+            return Shot(None, caption)
         path = self.small.path(row)
         if row in self.small.missing or not path.is_file():
             return Shot("", caption)
@@ -264,7 +267,7 @@ def lists(runs: Sequence[Run], sides: Sides, pictures: Pictures, at_least: int) 
     rows = {row for one in found.values() for row in one.rows.tolist()}
     small = thumbnails(pairs, pictures.kept, rows, pictures.side)
     names = labels.names_of(run, own.name, codes, pairs.captions)
-    shown = Shown(run, codes, run.samples(), small, names, shared)
+    shown = Shown(run, codes, run.samples(), pairs, small, names, shared)
     return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
 
 

@@ -113,7 +113,7 @@ class Sheets(NamedTuple):
         return draw(words, place, cells, HIGHEST_COLUMNS, self.small.side, of_text)
 
     def picture(self, row: int) -> Image.Image | None:
-        """A row's thumbnail, a grey tile where it cannot be read, and nothing where the row is a sound."""
+        """A row's thumbnail, a grey tile where it cannot be read, and nothing where the row has no picture."""
         if self.pairs.samples[row].side != "image":
             return None
         return self.small.picture(row) or tile(self.small.side)
@@ -176,14 +176,15 @@ def draw(
     `text_first` puts the captions above the pictures: what an encoder of text saw comes first.
     """
     lines = math.ceil(len(cells) / columns)
-    width, height = side + GAP, side + TEXT + GAP
+    pictured = any(cell.picture is not None for cell in cells)
+    width, height = side + GAP, side * pictured + TEXT + GAP
     sheet = Image.new("RGB", (GAP + columns * width, TITLE + lines * height), PAPER)
     pen = ImageDraw.Draw(sheet)
     write(pen, GAP, 10, cut(title, BIG, sheet.width - 2 * GAP), BIG)
     write(pen, GAP, 34, cut(subtitle, FINE, sheet.width - 2 * GAP), FINE)
     for place, cell in enumerate(cells):
         x, y = GAP + place % columns * width, TITLE + place // columns * height
-        draw_text(pen, cell, x, y if text_first else y + side + 2, side)
+        draw_text(pen, cell, x, y if text_first or not pictured else y + side + 2, side)
         if cell.picture is not None:
             draw_picture(sheet, pen, cell.picture, x, y + TEXT if text_first else y, side)
     return sheet

@@ -28,8 +28,8 @@ TRIED = 64  # pictures that the estimate of time and disk is made from
 class Thumbnails(NamedTuple):
     """The thumbnails of some rows: `folder/NNN/NNNNNN.jpg`, NNN being the row's thousands.
 
-    `side` is the longer side in pixels. `missing`: why a row that was asked for has none, by row; rows of sound
-    are not in there.
+    `side` is the longer side in pixels. `missing`: why a row that was asked for has none, by row; rows without
+    a picture are not in there.
     """
 
     folder: Path

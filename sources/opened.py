@@ -37,7 +37,9 @@ Read = Callable[[Any], bytes | Image.Image]  # from the places of one kind
 
 
 class Sample(NamedTuple):
-    """One row: its id, its file as a reader would name it, its captions, and what `Opened.read` takes."""
+    """One row: its id, its file as a reader would name it ("": captions alone), its captions, and what `Opened.read`
+    takes.
+    """
 
     id: str
     file: str
@@ -46,7 +48,9 @@ class Sample(NamedTuple):
 
     @property
     def side(self) -> str:
-        """What the file is: "audio" or "image"."""
+        """What the file is: "audio", "image", or "text" where there is none."""
+        if not self.file:
+            return "text"
         return "audio" if self.file.lower().endswith(SOUNDS) else "image"
 
     @property
@@ -79,21 +83,26 @@ def writable(opened: Opened) -> Opened:
     Unpaired surrogates come from file names in other encodings and from cut JSON. In names they are spelled out
     as \\udce9, so that names stay apart; in captions they become U+FFFD, and a line says so.
     """
-    mended = 0
+    replaced = 0
     samples = []
     for sample in opened.samples:
-        captions = [text.strip().removeprefix("\ufeff").strip() for text in sample.captions]
+        captions = [*map(trimmed, sample.captions)]
         joined = "".join([sample.id, sample.file, *captions])
         if not joined.isascii() and re.search(SURROGATES, joined):
             whole = [re.sub(SURROGATES, "\ufffd", text) for text in captions]
-            mended += whole != captions
+            replaced += whole != captions
             sample = sample._replace(id=_spelled(sample.id), file=_spelled(sample.file))
             captions = whole
         samples.append(sample._replace(captions=captions))
-    if mended:
-        say(f"{opened.name}: captions of {mended} rows hold unpaired surrogates, which become \ufffd")
+    if replaced:
+        say(f"{opened.name}: captions of {replaced} rows hold unpaired surrogates, which become \ufffd")
     damaged = [{key: _spelled(text) for key, text in item.items()} for item in opened.damaged]
     return opened._replace(name=_spelled(opened.name), samples=samples, damaged=damaged)
+
+
+def trimmed(text: str) -> str:
+    """A caption without a byte order mark and the blanks around it."""
+    return text.strip().removeprefix("\ufeff").strip()
 
 
 def _spelled(text: str) -> str:

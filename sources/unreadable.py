@@ -21,6 +21,9 @@ def find_unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str
     The list is kept in the user's cache under a key made of ids, sizes and dates, so that the text run leaves out
     what the image run did, and twenty encoders do not scan the same pictures twenty times.
     """
+    samples = [sample for sample in samples if sample.side != "text"]  # captions are read already
+    if not samples:
+        return [*opened.damaged]
     path = cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -115,7 +115,7 @@ def test_mistakes_in_the_arguments_name_the_valid_ones(folder):
         open_pairs("imagenet")
     with pytest.raises(UserError, match="--limit 0 leaves no rows"):
         open_pairs("folder", str(folder), limit=0)
-    with pytest.raises(UserError, match="--caption 'best' is unknown; type first or all"):
+    with pytest.raises(UserError, match="'best' is no choice of captions: type first, all, or a number"):
         open_pairs("folder", str(folder), caption="best")
     with pytest.raises(UserError, match="--data_root 'here' means nothing to data set 'demo'; leave it out"):
         open_pairs("demo", "here")

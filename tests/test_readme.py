@@ -47,11 +47,13 @@ def test_every_command_of_the_readme_parses(words, capsys, tmp_path, monkeypatch
         assert "no run named" in capsys.readouterr().err
 
 
-def test_the_study_of_the_readme_is_five_commands_that_parse(tmp_path, monkeypatch):
+def test_the_studies_of_the_readme_are_five_commands_each_that_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (text,) = re.findall(r"```toml\n(.*?)```", README, re.S)
-    (tmp_path / "own.toml").write_text(text)
-    assert len(steps.steps(steps.read(tmp_path / "own.toml"))) == 5
+    texts = re.findall(r"```toml\n(.*?)```", README, re.S)
+    for text in texts:
+        (tmp_path / "own.toml").write_text(text)
+        assert len(steps.steps(steps.read(tmp_path / "own.toml"))) == 5
+    assert len(texts) == 2
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):

@@ -203,7 +203,10 @@ def test_a_seed_of_other_samples_is_no_reference_and_that_is_said(capsys):
     seeded("B", 0, 0, codes(2), encoder=encoder())
     seeded("B1", 1, 1, codes(2), encoder=encoder(), ids=[f"x{row}" for row in range(N_ROWS)])
     assert wmppc.main(PAIR)[0].reference is None
-    assert "run 'B1' is 'B' from another seed, but of other samples: no reference" in capsys.readouterr().err
+    assert (
+        "run 'B1' is 'B' from another seed, but of other samples or captions: no reference"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(capsys):

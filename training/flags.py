@@ -135,6 +135,8 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
         check(arguments.log)
     asked_layers(arguments.layers, arguments.sae)
     arguments.dataset = arguments.dataset or ("demo" if arguments.model.startswith("Demo") else "coco")
+    if arguments.dataset == "text" and rows[arguments.model].modality != "text":
+        raise UserError(data.CAPTIONS_ONLY)
     return arguments
 
 
