@@ -1,5 +1,6 @@
 """Captions alone (`--dataset text`), and runs on other captions of the same rows (`--caption 2`)."""
 
+import contextlib
 import csv
 import json
 import re
@@ -183,12 +184,12 @@ class Words(SmallEncoder):
         return {"parts": parts.expand(4, 12), "bad": torch.tensor(False)}
 
 
-@pytest.fixture
-def noisy(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
     """Runs c1, c2 and c3 of one encoder. The first and the second caption of a row have a word in common, and one of
     their own; the third has nothing to do with them.
     """
-    monkeypatch.chdir(tmp_path)
+    root = tmp_path_factory.mktemp("noisy")
     dice = np.random.default_rng(0)
     said, noise = (np.array(list(letters)) for letters in ("abcdef", "ghijkl"))
     shared, other = dice.choice(said, (2, 600))
@@ -200,13 +201,21 @@ def noisy(tmp_path, monkeypatch):
         captions[7][0],
     )  # rows 1 and 2, 7 and 9: a cluster each
     lines = [json.dumps({"id": row, "caption": texts}) for row, texts in enumerate(captions)]
-    file = written(tmp_path, "a.jsonl", "\n".join(lines))
-    for number in (1, 2, 3):
-        pairs = open_pairs("text", file, caption=number)
-        options = {"command": ["train_text.py"]}
-        settings = variants(f"c{number}", seeds=(number,), epochs=8)
-        experiment.train_all(Words(), pairs, settings, [2], **options)
-    return captions
+    file = written(root, "a.jsonl", "\n".join(lines))
+    with contextlib.chdir(root):
+        for number in (1, 2, 3):
+            pairs = open_pairs("text", file, caption=number)
+            options = {"command": ["train_text.py"]}
+            settings = variants(f"c{number}", seeds=(number,), epochs=8)
+            experiment.train_all(Words(), pairs, settings, [2], **options)
+    return root, captions
+
+
+@pytest.fixture
+def noisy(recorded, monkeypatch):
+    """Be where these runs are; the captions [row][number]."""
+    monkeypatch.chdir(recorded[0])
+    return recorded[1]
 
 
 def test_runs_on_two_captions_of_the_same_rows_are_compared_with_full_trust(noisy):
