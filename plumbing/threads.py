@@ -1,4 +1,4 @@
-"""Threads that share out rows to compiled loops, how long OpenMP's threads wait, and how exact products are."""
+"""Threads that share out rows to compiled loops, and how exact products are."""
 
 import contextlib
 import os
@@ -8,11 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-
-# A thread of OpenMP's that has nothing to do spins for some milliseconds before it sleeps, on a core that others
-# want: numba's part of an SAE's step, a DataLoader's worker, another program. This is a tenth of a millisecond.
-# torch reads it when it is imported, so every script imports this file first (plumbing/commandline.py does).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _helpers = ThreadPoolExecutor(os.cpu_count())
 
