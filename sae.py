@@ -20,7 +20,15 @@ from plumbing.errors import UserError
 from plumbing.files import make_folder, replacing, write_text
 from plumbing.processes import add_up
 from plumbing.threads import share_out
-from sae_kernels import SumByLatent, _subtract_projections, error_and_products, keep_largest, largest, linear
+from sae_kernels import (
+    RowGradients,
+    SumByLatent,
+    _subtract_projections,
+    error_and_products,
+    keep_largest,
+    largest,
+    linear,
+)
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 
@@ -40,6 +48,24 @@ class Step(NamedTuple):
     loss: Float[torch.Tensor, ""]  # whose gradient is taken
     squared_error: Float[torch.Tensor, ""]  # sum of |x - xhat|^2 over the tokens
     fired: Int[torch.Tensor, " d_sae"]  # the number of tokens on which each latent was above zero
+
+
+class Gradients(NamedTuple):
+    """The gradients of the loss; those of the two matrices are not worked out until they are asked for."""
+
+    W_dec: RowGradients
+    W_enc_rows: RowGradients
+    b_enc: Float[torch.Tensor, " d_sae"]
+    b_dec: Float[torch.Tensor, " d_in"]
+
+
+class AuxK(NamedTuple):
+    """The loss of some latents, of which the dead ones reconstruct the error, and its gradients."""
+
+    loss: Float[torch.Tensor, ""]
+    W_dec: Float[torch.Tensor, "chosen d_in"]
+    W_enc_rows: Float[torch.Tensor, "chosen d_in"]
+    b_enc: Float[torch.Tensor, " chosen"]
 
 
 class TopKSAE(nn.Module):
@@ -101,7 +127,7 @@ class TopKSAE(nn.Module):
 
         AuxK (Gao et al. 2024, A.2) is alpha |e - ehat|^2 / |e|^2: the k_aux (by default d_in / 2) largest dead latents
         reconstruct the main error e, which is detached; b_dec is not added, since e no longer contains it.
-        This is plain autograd over dense codes: slow, the reference that `step_gradients` is tested against.
+        This is plain autograd over dense codes: slow, the reference that `gradients` is tested against.
         """
         feature_acts = self.encode(x)
         error = x - self.decode(feature_acts)
@@ -116,7 +142,7 @@ class TopKSAE(nn.Module):
         return max(self.d_in // 2, 1)
 
     @torch.no_grad()
-    def step_gradients(
+    def gradients(
         self,
         x: Float[torch.Tensor, "token d_in"],
         dead: Bool[torch.Tensor, " d_sae"] | None = None,
@@ -125,8 +151,8 @@ class TopKSAE(nn.Module):
         precision: str = "float32",
         most_dead: int | None = None,
         together: bool = False,
-    ) -> Step:
-        """Set every `.grad` to the gradient of `loss`, with one dense matrix product; the rest is of active latents only.
+    ) -> tuple[Step, Gradients]:
+        """The gradients of `loss`, with one dense matrix product; the rest is of active latents only.
 
         `precision` (float32, bfloat16) is that of the matrix product. At most `most_dead` dead latents take part in
         AuxK, which saves a GPU from computing with all. `together`: the means are over the tokens of all processes,
@@ -140,22 +166,25 @@ class TopKSAE(nn.Module):
         if together:
             add_up(sums)
         n_tokens, total_error = sums
+        loss = squared_error / (n_tokens * self.d_in)
 
+        if dead is None:
+            dead, auxk_alpha, most_dead = torch.zeros_like(self.b_enc, dtype=torch.bool), 0.0, 0
+        chosen, weight = _candidates(dead, most_dead), auxk_alpha / _positive(total_error)
+        auxk = self._auxk(centered, error, dead, chosen, k_aux or self._k_aux(), weight)
         slope = -2 / (n_tokens * self.d_in)  # the gradient by xhat is slope * error
         values_gradient = (slope * products).masked_fill_(values <= 0, 0)
         sum_by_latent = SumByLatent(latents, self.d_sae)
-        self.W_dec.grad = sum_by_latent(slope * values, error)
-        self.W_enc_rows.grad = sum_by_latent(values_gradient, centered)
-        self.b_enc.grad = sum_by_latent(values_gradient)
-
-        loss = squared_error / (n_tokens * self.d_in)
-        if dead is not None:
-            chosen = _candidates(dead, most_dead)
-            weight = auxk_alpha / _positive(total_error)
-            loss += self._add_auxk(centered, error, dead, chosen, k_aux or self._k_aux(), weight)
+        b_enc = sum_by_latent(values_gradient).index_add_(0, chosen, auxk.b_enc)
         # b_dec is added in decoding, and subtracted before encoding: the sum over tokens of -dz @ W_enc.T.
-        self.b_dec.grad = slope * error.sum(0) - self.W_enc @ self.b_enc.grad
-        return Step(loss, squared_error, sum_by_latent((values > 0).float()).long())
+        gradients = Gradients(
+            W_dec=RowGradients(sum_by_latent, slope * values, error, chosen, auxk.W_dec),
+            W_enc_rows=RowGradients(sum_by_latent, values_gradient, centered, chosen, auxk.W_enc_rows),
+            b_enc=b_enc,
+            b_dec=slope * error.sum(0) - self.W_enc @ b_enc,
+        )
+        fired = sum_by_latent((values > 0).float()).long()
+        return Step(loss + auxk.loss, squared_error, fired), gradients
 
     def _sparse_code(
         self, centered: Float[torch.Tensor, "token d_in"], precision: str
@@ -167,28 +196,35 @@ class TopKSAE(nn.Module):
         codes = [largest(block.to(centered.dtype), self.k) for block in pre_acts]
         return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
 
-    def _add_auxk(
+    def _auxk(
         self,
         centered: Float[torch.Tensor, "token d_in"],
         error: Float[torch.Tensor, "token d_in"],
         dead: Bool[torch.Tensor, " d_sae"],
-        chosen: Int[torch.Tensor, " candidate"],
+        chosen: Int[torch.Tensor, " chosen"],
         k_aux: int,
         weight: Float[torch.Tensor, ""],
-    ) -> Float[torch.Tensor, ""]:
-        """Add the gradients of weight * |e - ehat|^2, where ehat is of those `chosen` latents that are dead; returns it."""
+    ) -> AuxK:
+        """weight * |e - ehat|^2, where ehat is of those `chosen` latents that are dead, and its gradients."""
+        W_enc, W_dec, b_enc = self.W_enc_rows[chosen], self.W_dec[chosen], self.b_enc[chosen]
         if not len(chosen):
-            return weight * error.square().sum()
-        W_enc, W_dec = self.W_enc_rows[chosen], self.W_dec[chosen]
-        pre_acts = torch.addmm(self.b_enc[chosen], centered, W_enc.T).masked_fill_(~dead[chosen], -torch.inf)
+            return AuxK(weight * error.square().sum(), W_dec, W_enc, b_enc)
+        pre_acts = torch.addmm(b_enc, centered, W_enc.T).masked_fill_(~dead[chosen], -torch.inf)
         dead_acts = keep_largest(pre_acts, k_aux)
         aux_error = error - dead_acts @ W_dec
         ehat_gradient = aux_error * (-2 * weight)
         acts_gradient = (ehat_gradient @ W_dec.T).masked_fill_(dead_acts <= 0, 0)
-        gradient_of(self.W_dec).index_add_(0, chosen, dead_acts.T @ ehat_gradient)
-        gradient_of(self.W_enc_rows).index_add_(0, chosen, acts_gradient.T @ centered)
-        gradient_of(self.b_enc).index_add_(0, chosen, acts_gradient.sum(0))
-        return weight * aux_error.square().sum()
+        return AuxK(
+            loss=weight * aux_error.square().sum(),
+            W_dec=dead_acts.T @ ehat_gradient,
+            W_enc_rows=acts_gradient.T @ centered,
+            b_enc=acts_gradient.sum(0),
+        )
+
+    def set_gradients(self, gradients: Gradients) -> None:
+        """Set every `.grad`."""
+        self.W_dec.grad, self.W_enc_rows.grad = gradients.W_dec.dense(), gradients.W_enc_rows.dense()
+        self.b_enc.grad, self.b_dec.grad = gradients.b_enc, gradients.b_dec
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -236,7 +272,7 @@ def _candidates(
 def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
     """A parameter's gradient; RuntimeError where no step has set one."""
     if parameter.grad is None:
-        raise RuntimeError("there are no gradients yet: step_gradients makes them")
+        raise RuntimeError("there are no gradients yet: set_gradients sets them")
     return parameter.grad
 
 

@@ -1,13 +1,13 @@
-"""The compiled arithmetic of the TopK SAE: top k, sparse products, sums by latent."""
+"""The compiled arithmetic of the TopK SAE: top k, sparse products, sums by latent, Adam latent by latent."""
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
-from plumbing.compiled import compiled
+from plumbing.compiled import compiled, prefetch
 from plumbing.threads import share_out
 
 
@@ -176,3 +176,103 @@ def _order_by_latent(latents, d_sae):
         order[places[latents[pair]]] = pair
         places[latents[pair]] += 1
     return order, starts
+
+
+class RowGradients(NamedTuple):
+    """The gradient of a matrix of latents' rows as the sums that it is made of, none of which is worked out yet.
+
+    The row of a latent is the sum over the tokens on which it is active of weights times rows, and what is `added`.
+    """
+
+    sum_by_latent: SumByLatent
+    weights: Float[torch.Tensor, "token k"]
+    rows: Float[torch.Tensor, "token d_in"]
+    chosen: Int[torch.Tensor, " chosen"]  # the latents to whose rows something is added
+    added: Float[torch.Tensor, "chosen d_in"]
+
+    def dense(self) -> Float[torch.Tensor, "d_sae d_in"]:
+        """The gradient."""
+        return self.sum_by_latent(self.weights, self.rows).index_add_(0, self.chosen, self.added)
+
+
+class Rates(NamedTuple):
+    """The numbers of a step of Adam (Kingma and Ba 2015, algorithm 1)."""
+
+    step_size: np.float32  # lr / (1 - beta1^t)
+    one_less_beta1: np.float32
+    beta2: np.float32
+    one_less_beta2: np.float32
+    correction: np.float32  # (1 - beta2^t)^-1/2
+    eps: np.float32
+
+    @classmethod
+    def at(cls, step: float, lr: float, betas: tuple[float, float], eps: float) -> "Rates":
+        """Those of step number `step`, of which the first is 1."""
+        beta1, beta2 = betas
+        step_size, correction = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
+        return cls(*map(np.float32, (step_size, 1 - beta1, beta2, 1 - beta2, correction, eps)))
+
+
+def adam_by_latent(
+    weights: Float[torch.Tensor, "d_sae d_in"],
+    exp_avg: Float[torch.Tensor, "d_sae d_in"],
+    exp_avg_sq: Float[torch.Tensor, "d_sae d_in"],
+    gradient: RowGradients,
+    rates: Rates,
+    unit_norm: bool,
+) -> None:
+    """A step of torch.optim.Adam, in place, latent by latent; the gradient of one row at a time is worked out.
+
+    With `unit_norm` the part of the gradient along each (unit) row is removed first, and the row scaled to unit norm
+    afterwards. Float32 on the CPU.
+    """
+    active = gradient.sum_by_latent
+    ends = torch.cat([active.starts[1:], active.starts.new_tensor([len(active.order)])])
+    places = torch.full_like(active.starts, -1)
+    places[gradient.chosen] = torch.arange(len(gradient.chosen))
+    by_row = (active.starts, ends, places, weights, exp_avg, exp_avg_sq)
+    sources = (active.tokens, gradient.weights.flatten()[active.order], gradient.rows, gradient.added)
+    shared = (*(tensor.detach().numpy() for tensor in sources), rates, unit_norm)
+    share_out(_adam_by_latent, *(tensor.detach().numpy() for tensor in by_row), shared=shared)
+
+
+@compiled(fastmath={"reassoc", "contract"})
+@no_type_check
+def _adam_by_latent(
+    starts, ends, places, weights, exp_avg, exp_avg_sq, tokens, factors, rows, added, rates, unit_norm
+):
+    """`adam_by_latent` of some latents; what is read next is fetched ahead."""
+    gradients = np.empty((1, weights.shape[1]), np.float32)
+    gradient, last = gradients[0], len(tokens) - 1
+    for i in range(weights.shape[0]):
+        gradient[:] = 0
+        for pair in range(starts[i], ends[i]):
+            factor, row, later = factors[pair], rows[tokens[pair]], rows[tokens[min(pair + 2, last)]]
+            for j in range(0, row.shape[0], 16):
+                prefetch(later, j)
+            for j in range(row.shape[0]):
+                gradient[j] += factor * row[j]
+        if places[i] >= 0:
+            row = added[places[i]]
+            for j in range(row.shape[0]):
+                gradient[j] += row[j]
+        if unit_norm:
+            _subtract_projections(gradients, weights[i : i + 1])
+        length = np.sqrt(_adam(weights[i], exp_avg[i], exp_avg_sq[i], gradient, rates))
+        if unit_norm:
+            scale, row = np.float32(1) / length, weights[i]
+            for j in range(row.shape[0]):
+                row[j] *= scale
+
+
+@compiled(fastmath={"reassoc", "contract"})
+@no_type_check
+def _adam(weights, exp_avg, exp_avg_sq, gradient, rates):
+    """A step of Adam on one row; returns the sum of squares of its new weights."""
+    square = np.float32(0)
+    for j in range(weights.shape[0]):
+        exp_avg[j] += rates.one_less_beta1 * (gradient[j] - exp_avg[j])
+        exp_avg_sq[j] = rates.beta2 * exp_avg_sq[j] + rates.one_less_beta2 * gradient[j] * gradient[j]
+        weights[j] -= rates.step_size * exp_avg[j] / (np.sqrt(exp_avg_sq[j]) * rates.correction + rates.eps)
+        square += weights[j] * weights[j]
+    return square

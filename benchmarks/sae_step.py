@@ -1,12 +1,16 @@
-"""The time of one training step of a TopK SAE: the sparse step against plain autograd and the encoder's GEMM.
+"""The time of one training step of a TopK SAE, beside its matrix product, plain autograd and other libraries.
 
 uv run benchmarks/sae_step.py
+uv run --with eai-sparsify --with sae-lens benchmarks/sae_step.py     # beside sparsify's and SAELens' steps too
 
-A step is everything that training does for a batch of tokens: the gradients, the removal of the decoder
-gradient's parallel part, Adam, and the decoder's renormalisation. "plain" is autograd over dense codes with
-torch.optim.Adam as it comes; "sparse" is `step_gradients` with fused Adam. The GEMM is torch.addmm; on the
-CPU the sparse step takes oneDNN's instead, which is the row below it. The repeats are interleaved and their
-medians compared, since other programs come and go.
+A step is everything that training does for a batch of tokens. "ours" is `LayerTrainer.step`; "plain" is what the
+original does: autograd over dense codes and torch.optim.Adam as it comes, here with the decoder kept at unit norm. Each
+is timed with one SAE, and with twelve that take their steps one after another, as in a run of twelve layers. The repeats
+are interleaved and their medians compared, since other programs come and go. The encoder's product is timed as
+torch.addmm makes it and as oneDNN does, which ours takes on the CPU; "the product" is the faster of both.
+
+The limit is what no step on float32 products can go below: the product, and each weight and moment read and written
+once, at the rate of a triad (a = b + c) over arrays that no cache holds.
 """
 
 import statistics
@@ -18,7 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from plumbing.commandline import Parser, positive, script
 
-TIMES_FASTER, TIMES_THE_GEMM = 4.5, 1.5  # what the sparse float32 step is to reach on the CPU
+# At most so many times the product; at least so many times as fast as sparsify and as the plain step. On the CPU.
+TIMES_THE_PRODUCT, TIMES_SPARSIFY, TIMES_PLAIN = 1.4, 2.1, 4.5
+
+PRODUCTS = ("product, addmm", "product, oneDNN")
 
 
 def parse(argv):
@@ -27,70 +34,94 @@ def parse(argv):
     parser.add_argument("--d_sae", type=positive, default=6144, help="number of latents")
     parser.add_argument("--top_k", type=positive, default=32, help="active latents of a token")
     parser.add_argument("--tokens", type=positive, default=800, help="tokens of a batch")
-    parser.add_argument("--repeats", type=positive, default=25, help="interleaved repeats")
+    parser.add_argument("--saes", type=positive, default=12, help="SAEs that take their steps in turn")
+    parser.add_argument(
+        "--repeats", type=positive, default=25, help="interleaved repeats; a fifth of them in turn"
+    )
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
     return parser.parse_args(argv)
 
 
 @script
 def main(argv=None) -> dict[str, float]:
-    """Print the table; returns the median milliseconds by row."""
+    """Print both tables; returns the median milliseconds by row, of the steps in turn with the number of SAEs."""
     arguments = parse(argv)
     import torch
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; nothing on the CPU
-    contenders = make_contenders(arguments, device)
-    times = {name: [] for name in contenders}
-    for repeat in range(-3, arguments.repeats):  # the first ones compile, allocate and warm up
-        for name, run in contenders.items():
-            milliseconds = timed(run, device)
-            if repeat >= 0:
-                times[name].append(milliseconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(table(arguments, device, medians, times))
+    print(heading(arguments, device))
+    medians = {}
+    for n_saes, repeats in ((1, arguments.repeats), (arguments.saes, max(3, arguments.repeats // 5))):
+        times = interleaved(contenders(arguments, device, n_saes), repeats, device)
+        found = {name: statistics.median(values) for name, values in times.items()}
+        print(table(found, times, n_saes))
+        print(verdicts(found, limit(arguments, device)))
+        medians |= {name if n_saes == 1 else f"{name}, {n_saes} in turn": ms for name, ms in found.items()}
     return medians
 
 
-def make_contenders(arguments, device: str) -> dict:
-    """What is timed, by name: functions without arguments."""
+def contenders(arguments, device: str, n_saes: int) -> dict:
+    """What is timed, by name: a list of functions without arguments, one for each SAE."""
+    import torch
+    from sae_peers import peers
+
+    shape = (arguments.d_in, arguments.d_sae, arguments.top_k)
+    x = torch.randn(arguments.tokens, arguments.d_in, generator=torch.Generator().manual_seed(0)).to(device)
+    makers = {
+        "product, addmm": lambda: product(shape, x, onednn=False),
+        "product, oneDNN": lambda: product(shape, x, onednn=True),
+        "ours": lambda: our_step(shape, x),
+        "plain": lambda: plain_step(shape, x),
+        **peers(*shape, x),
+    }
+    if n_saes == 1:
+        makers["ours, 5% dead (AuxK)"] = lambda: our_step(shape, x, dead_share=0.05)
+        makers["ours, bfloat16"] = lambda: our_step(shape, x, precision="bfloat16")
+    return {name: [make() for _ in range(n_saes)] for name, make in makers.items()}
+
+
+def product(shape, x, onednn: bool):
+    """The encoder's product alone."""
     import torch
 
     from sae import TopKSAE
     from sae_kernels import linear
 
-    def new_sae():
-        return TopKSAE(arguments.d_in, arguments.d_sae, arguments.top_k).to(device)
-
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(arguments.tokens, arguments.d_in, generator=generator).to(device)
-    dead = (torch.rand(arguments.d_sae, generator=generator) < 0.05).to(device)
-    none_dead = torch.zeros_like(dead)
-    W_enc, b_enc = (p.detach() for p in (new_sae().W_enc, new_sae().b_enc))
-    low_x, low_W_enc = x.bfloat16(), W_enc.bfloat16()
-    return {
-        "encoder GEMM": lambda: torch.addmm(b_enc, x, W_enc),
-        "encoder GEMM, as stepped": torch.no_grad()(lambda: linear(x, W_enc.T, b_enc)),
-        "sparse step": step(new_sae(), x, none_dead, fused=True),
-        "plain step": step(new_sae(), x, None, fused=False),
-        "sparse step, 5% dead (AuxK)": step(new_sae(), x, dead, fused=True),
-        "encoder GEMM, bfloat16": lambda: low_x @ low_W_enc,
-        "sparse step, bfloat16": step(new_sae(), x, none_dead, fused=True, precision="bfloat16"),
-    }
+    sae = TopKSAE(*shape).to(x.device)
+    rows, b_enc = sae.W_enc_rows.detach(), sae.b_enc.detach()
+    if onednn:
+        return torch.no_grad()(lambda: linear(x, rows, b_enc))
+    W_enc = rows.T.contiguous()
+    return lambda: torch.addmm(b_enc, x, W_enc)
 
 
-def step(sae, x, dead, fused: bool, **options):
-    """A whole training step: sparse where `fused`, else plain."""
+def our_step(shape, x, dead_share: float = 0.0, precision: str = "float32"):
+    """The step of training, in the middle of a long run; `dead_share` of the latents count as dead."""
     import torch
 
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=fused or None)
+    from sae import TopKSAE
+    from training.trainer import RECIPES, LayerTrainer
+
+    trainer = LayerTrainer(TopKSAE(*shape).to(x.device), RECIPES["ours"], 1000, 1e6, 1e-4, precision)
+    trainer.steps_done = 500
+    dead = torch.rand(shape[1], generator=torch.Generator().manual_seed(1)) < dead_share
+    trainer.dead = lambda: dead.to(x.device)
+    return lambda: trainer.step(x)
+
+
+def plain_step(shape, x):
+    """Autograd over dense codes, without AuxK."""
+    import torch
+
+    from sae import TopKSAE
+
+    sae = TopKSAE(*shape).to(x.device)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4)
 
     def run():
-        if fused:
-            sae.step_gradients(x, dead, **options)
-        else:
-            optimizer.zero_grad()
-            sae.loss(x, dead).loss.backward()
+        optimizer.zero_grad()
+        sae.loss(x).loss.backward()
         sae.remove_parallel_gradient()
         optimizer.step()
         sae.normalize_decoder()
@@ -98,39 +129,86 @@ def step(sae, x, dead, fused: bool, **options):
     return run
 
 
-def timed(run, device: str) -> float:
-    """Milliseconds of one call."""
+def interleaved(runs: dict, repeats: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of a step, by name, of each repeat."""
+    times = {name: [] for name in runs}
+    for repeat in range(-2, repeats):  # the first ones compile, allocate and warm up
+        for name, steps in runs.items():
+            milliseconds = timed(steps, device)
+            if repeat >= 0:
+                times[name].append(milliseconds)
+    return times
+
+
+def timed(steps: list, device: str) -> float:
+    """Milliseconds of one of some steps, which are taken one after another."""
     import torch
 
     start = time.perf_counter()
-    run()
+    for step in steps:
+        step()
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start) / len(steps)
 
 
-def table(arguments, device: str, medians: dict, times: dict) -> str:
-    """The medians, their ratios to the GEMM and to the plain step, and what became of the targets."""
+def limit(arguments, device: str) -> tuple[float, float]:
+    """Milliseconds in which all weights and moments can be read and written once, and the GB/s of the triad."""
+    import torch
+
+    a, b, c = torch.ones(3, 40_000_000, device=device)
+    seconds = min(timed([lambda: torch.add(b, c, out=a)], device) for _ in range(7)) / 1e3
+    rate = 3 * a.nbytes / seconds
+    traffic = (
+        2 * 3 * 2 * 4 * arguments.d_in * arguments.d_sae
+    )  # two matrices, with two moments each, in and out
+    return 1e3 * traffic / rate, rate / 1e9
+
+
+def heading(arguments, device: str) -> str:
+    """Sizes, hardware, and what else the machine does."""
     import os
 
     import torch
 
-    gemm, plain, sparse = (medians[name] for name in ("encoder GEMM", "plain step", "sparse step"))
     cuda = device.startswith("cuda")
     hardware = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
-    lines = [
-        f"d_in {arguments.d_in}, d_sae {arguments.d_sae}, k {arguments.top_k}, {arguments.tokens} tokens;"
-        f" {hardware}; medians of {arguments.repeats}; load {os.getloadavg()[0]:.1f}",
-        f"{'':<28}{'ms':>8}{'fastest':>9}{'/ GEMM':>9}{'x plain':>9}",
-    ]
+    return (
+        f"d_in {arguments.d_in}, d_sae {arguments.d_sae}, k {arguments.top_k}, {arguments.tokens} tokens; "
+        f"{hardware}; medians of {arguments.repeats}; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def table(medians: dict, times: dict, n_saes: int) -> str:
+    """The medians, and their ratios to the product and to ours."""
+    title = "one SAE" if n_saes == 1 else f"{n_saes} SAEs in turn, each"
+    product, ours = min(medians[name] for name in PRODUCTS), medians["ours"]
+    lines = [f"\n{title:<28}{'ms':>8}{'fastest':>9}{'/ product':>11}{'/ ours':>9}"]
     for row, median in medians.items():
-        lines.append(f"{row:<28}{median:8.1f}{min(times[row]):9.1f}{median / gemm:9.2f}{plain / median:9.2f}")
-    for value, target, sign, text in (
-        (plain / sparse, TIMES_FASTER, 1, "times as fast as the plain step"),
-        (sparse / gemm, TIMES_THE_GEMM, -1, "times the encoder GEMM"),
-    ):
+        lines.append(
+            f"{row:<28}{median:8.1f}{min(times[row]):9.1f}{median / product:11.2f}{median / ours:9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(medians: dict, limit: tuple[float, float]) -> str:
+    """What became of the targets, the limit beside that of the product."""
+    product, ours = min(medians[name] for name in PRODUCTS), medians["ours"]
+    sparsify = [ms for name, ms in medians.items() if name.startswith("sparsify")]
+    milliseconds, rate = limit
+    lowest = f" (weights and moments once at {rate:.0f} GB/s: {1 + milliseconds / product:.2f})"
+    rows = [
+        (ours / product, TIMES_THE_PRODUCT, -1, "times the product" + lowest),
+        (medians["plain"] / ours, TIMES_PLAIN, 1, "times as fast as plain"),
+    ]
+    if sparsify:
+        rows.append((min(sparsify) / ours, TIMES_SPARSIFY, 1, "times as fast as sparsify's faster one"))
+    lines = []
+    for value, target, sign, text in rows:
         verdict = "met" if sign * value >= sign * target else "NOT met"
-        lines.append(f"{value:.2f} {text}: target {'>=' if sign > 0 else '<='} {target}: {verdict}")
+        lines.append(
+            f"{value:.2f} {text}: target {'at least' if sign > 0 else 'at most'} {target}: {verdict}"
+        )
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """numba's compiler, with its cache on disk where one can be written, and a prefetch for compiled loops."""
 
+import functools
 from collections.abc import Callable, Collection
 from typing import no_type_check
 
@@ -12,14 +13,15 @@ from numba.extending import intrinsic
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
-    Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
+    Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
     """
 
     def decorate(function: Callable) -> Callable:
+        njit = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=set(fastmath))
         try:
-            return numba.njit(nogil=True, cache=True, fastmath=set(fastmath))(function)
+            return njit(cache=True)(function)
         except RuntimeError:  # numba found no place for its cache
-            return numba.njit(nogil=True, fastmath=set(fastmath))(function)
+            return njit()(function)
 
     return decorate
 

@@ -1,5 +1,7 @@
 """One SAE in training: its standardiser, its learning rate."""
 
+import copy
+
 import pytest
 import torch
 
@@ -65,10 +67,10 @@ def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
     trainer = LayerTrainer(TopKSAE(8, 600, 2), RECIPES["ours"], 100, 100.0, None, "float32")
     assert trainer.most_dead is None  # the CPU counts
     trainer.most_dead, rooms = 256, []
-    step = TopKSAE.step_gradients
+    step = TopKSAE.gradients
     monkeypatch.setattr(
         TopKSAE,
-        "step_gradients",
+        "gradients",
         lambda *args, **named: rooms.append(named["most_dead"]) or step(*args, **named),
     )
     trainer.dead_after = 5
@@ -126,6 +128,55 @@ def test_adams_first_step_is_the_learning_rate_and_b_decs_a_share_of_it(recipe, 
     for name, expected in (("b_dec", 0.01 * share), ("W_enc_rows", 0.01)):
         moved = (getattr(sae, name).detach() - before[name]).abs().max().item()
         assert moved == pytest.approx(expected, rel=0.01), name
+
+
+def trained_in_float64(trainer, batches):
+    """Plain autograd over dense codes and Adam as torch has it, from where the trainer stands; returns weights, moments."""
+    sae, recipe = copy.deepcopy(trainer.sae).double(), trainer.recipe
+    lrs = {
+        name: trainer.lr * (recipe.b_dec_lr if name == "b_dec" else 1) for name, _ in sae.named_parameters()
+    }
+    groups = [{"params": [value], "lr": lrs[name]} for name, value in sae.named_parameters()]
+    adam = torch.optim.Adam(groups, betas=(0.9, recipe.beta2), foreach=False)
+    since_fired = torch.zeros(sae.d_sae)
+    for z in batches:
+        adam.zero_grad()
+        done = sae.loss(z.double(), since_fired > trainer.dead_after if recipe.auxk else None)
+        done.loss.backward()
+        if recipe.unit_norm:
+            sae.remove_parallel_gradient()
+        adam.step()
+        if recipe.unit_norm:
+            sae.normalize_decoder()
+        since_fired = torch.where(done.fired > 0, 0, since_fired + len(z))
+    assert 0 < (since_fired > trainer.dead_after).sum() < sae.d_sae
+    moments = {
+        f"{n}.{m}": adam.state[p][m] for n, p in sae.named_parameters() for m in ("exp_avg", "exp_avg_sq")
+    }
+    return {**dict(sae.named_parameters()), **moments}
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("recipe", ["ours", "original"])
+def test_thirty_steps_are_those_of_autograd_and_adam_in_float64(recipe, together, monkeypatch):
+    """Latent by latent and (`together`) with all gradients written: with dead latents, AuxK, b_dec at its own rate."""
+    monkeypatch.setattr(LayerTrainer, "schedule", lambda self: 1.0)
+    random, sae = torch.Generator().manual_seed(0), TopKSAE(12, 40, 4)
+    with torch.no_grad():
+        for parameter, spread in ((sae.W_enc_rows, 0.3), (sae.b_enc, 0.3), (sae.b_dec, 1.0)):
+            parameter += spread * torch.randn(parameter.shape, generator=random)
+    trainer = LayerTrainer(sae, RECIPES[recipe], 30, 100.0, 3e-3, "float32", together=together)
+    trainer.dead_after = 40
+    batches = [torch.randn(20, 12, generator=random) * 2 + 1 for _ in range(30)]
+    expected = trained_in_float64(trainer, batches)
+    for z in batches:
+        trainer.step(z)
+    state = trainer.state()
+    assert {name for name in state if name.endswith(".step")} == {
+        f"{n}.step" for n, _ in sae.named_parameters()
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name].double(), value.detach(), rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("n_tokens", "expected"), [(100.0, 2400), (1e6, 10_000), (2e9, 10_000_000)])

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from features import RANDOM_SAE
 from plumbing.processes import add_up_all
-from sae import Step, TopKSAE
+from sae import Gradients, Step, TopKSAE
+from sae_kernels import Rates, adam_by_latent
 
 
 class Recipe(NamedTuple):
@@ -184,8 +185,12 @@ class LayerTrainer:
 
     def step_alone(self, z: Float[Tensor, "token d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Stepped:
         """The step of the one process that has the SAE, on all tokens."""
-        done = self.sae.step_gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
-        self.descend()
+        done, gradients = self.sae.gradients(z, dead, precision=self.precision, most_dead=self.most_dead)
+        if self.sae.W_dec.is_cpu and self.sae.W_dec.dtype == torch.float32:
+            self.descend_by_latent(gradients)
+        else:
+            self.sae.set_gradients(gradients)
+            self.descend()
         return self.stepped(z, done)
 
     def step_together(self, z: Float[Tensor, "token d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Stepped:
@@ -193,12 +198,13 @@ class LayerTrainer:
 
         Two all-reduces: two numbers, by which the gradients are scaled, and all else in one flat buffer.
         """
-        done = self.sae.step_gradients(
+        done, gradients = self.sae.gradients(
             z, dead, precision=self.precision, most_dead=self.most_dead, together=True
         )
+        self.sae.set_gradients(gradients)
         stepped = self.stepped(z, done)
-        gradients = (parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None)
-        add_up_all([*gradients, *stepped])
+        own = (parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None)
+        add_up_all([*own, *stepped])
         self.descend()
         return stepped
 
@@ -215,6 +221,23 @@ class LayerTrainer:
         self.optimizer.step()
         if self.recipe.unit_norm:
             self.sae.normalize_decoder()
+
+    def descend_by_latent(self, gradients: Gradients):
+        """`descend`, but that no gradient is written, and each weight and moment is read and written once."""
+        sae, group = self.sae, self.optimizer.param_groups[0]
+        sae.b_enc.grad, sae.b_dec.grad = gradients.b_enc, gradients.b_dec
+        self.optimizer.step()  # of the biases: the matrices have no .grad
+        for weights, gradient, unit_norm in (
+            (sae.W_dec, gradients.W_dec, self.recipe.unit_norm),
+            (sae.W_enc_rows, gradients.W_enc_rows, False),
+        ):
+            state = self.optimizer.state[weights]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
+            state["step"] += 1
+            rates = Rates.at(state["step"].item(), group["lr"], group["betas"], group["eps"])
+            adam_by_latent(weights, state["exp_avg"], state["exp_avg_sq"], gradient, rates, unit_norm)
 
     def report(self, n_steps: int) -> Report:
         """Report on the `n_steps` since the last report, over all processes' tokens; waits for the device."""
