@@ -91,3 +91,11 @@ def test_the_papers_encoders_are_all_in_the_readme():
     for row in wrappedmodels.REGISTRY.values():
         for checkpoint in row.checkpoints:
             assert checkpoint in README
+
+
+def test_a_newcomer_reads_the_readme_in_ten_minutes():
+    """At most 200 lines, and 2,200 words of prose; more belongs into docs/."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    prose = re.sub(r"(?m)^\|.*$", "", re.sub(r"```.*?```", "", text, flags=re.S))
+    assert len(text.splitlines()) <= 200
+    assert len(prose.split()) <= 2200
