@@ -162,9 +162,13 @@ def read_header(file: Path) -> Header | None:
         ) from error
 
 
-def read_state(file: Path) -> "tuple[Header, dict[str, Tensor]] | None":
-    """The header and the tensors that `write_state` wrote, or None where there are none."""
-    from safetensors.torch import load_file
+def read_state(file: Path, start: str = "") -> "tuple[Header, dict[str, Tensor]] | None":
+    """The header and those tensors that `write_state` wrote whose names start so, or None where there is no file."""
+    from safetensors import safe_open
 
     header = read_header(file)  # refuses a file that is cut, too
-    return None if header is None else (header, load_file(file))
+    if header is None:
+        return None
+    with safe_open(file, framework="pt") as state:
+        names = state.keys()
+        return header, {name: state.get_tensor(name) for name in names if name.startswith(start)}

@@ -4,18 +4,28 @@ Torch is imported where there are several processes, or a device to settle, and 
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from plumbing import files
 from plumbing.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TO_MEET = timedelta(minutes=30)  # that the processes wait for each other at the start
+
+TO_WAIT = timedelta(
+    hours=12
+)  # that they wait later, as while the first one writes a checkpoint or reads a run
 
 
 class Team(NamedTuple):
@@ -44,9 +54,22 @@ def team() -> Team:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    store, rank, world = next(torch.distributed.rendezvous("env://", timeout=TO_MEET))
+    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    torch.distributed.init_process_group(backend, timeout=TO_WAIT, store=store, rank=rank, world_size=world)
     atexit.register(torch.distributed.destroy_process_group)
-    return Team(torch.distributed.get_rank(), world)
+    return Team(rank, world)
+
+
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """Turn the failure of a collective into a `UserError`: another process has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"another process has left, which has said why: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def add_up(values: "np.ndarray | Tensor", how: str = "SUM"):
@@ -56,12 +79,8 @@ def add_up(values: "np.ndarray | Tensor", how: str = "SUM"):
     import torch
 
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-    try:
+    with collective():
         torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how))
-    except RuntimeError as error:
-        raise UserError(
-            f"another process has left, which has said why: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def add_up_all(tensors: "Sequence[Tensor]"):
@@ -75,6 +94,31 @@ def add_up_all(tensors: "Sequence[Tensor]"):
     add_up(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
+
+
+def exchange(parts: "Sequence[Tensor]", numbers: Sequence[int]) -> "Tensor":
+    """Send parts[i] to process i, and return what each process has sent to this one, flat, one after another.
+
+    `numbers`: how many numbers each of them sends to this one.
+    """
+    import torch
+
+    sent = torch.cat([part.flatten() for part in parts])
+    if team().world == 1:
+        return sent
+    received = sent.new_empty(sum(numbers))
+    with collective():
+        torch.distributed.all_to_all_single(received, sent, list(numbers), [part.numel() for part in parts])
+    return received
+
+
+def of_all(numbers: Sequence[float]) -> np.ndarray:
+    """Every process's numbers, float64 [process, number]; all give equally many."""
+    rank, world = team()
+    found = np.zeros((world, len(numbers)))
+    found[rank] = numbers
+    add_up(found)
+    return found
 
 
 def highest(number: float) -> float:
@@ -96,9 +140,27 @@ def wait_for_all():
 
 def first_process_says(work: Callable[[], Sequence[float]], count: int) -> list[float]:
     """The `count` numbers that the first process works out, in every process."""
-    numbers = np.array(work() if team().rank == 0 else [0.0] * count)
+    numbers = np.array(work() if team().rank == 0 else [0.0] * count, dtype=float)
     add_up(numbers)
     return numbers.tolist()
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether every process finds in this folder a file that the first one puts there for the moment."""
+    if team().world == 1:
+        return True
+    name = first_process_says(lambda: list(files.beside(folder / "shared").name.encode().ljust(100)), 100)
+    file = folder / bytes(map(int, name)).decode().strip()
+    try:
+        if team().rank == 0:
+            files.make_folder(folder)
+            files.remove_left(folder / "shared")
+            file.touch()
+        wait_for_all()
+        return not anywhere(not file.exists())
+    finally:
+        if team().rank == 0:
+            file.unlink(missing_ok=True)
 
 
 def own_device(asked: str | None) -> str:

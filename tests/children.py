@@ -3,9 +3,12 @@
 import multiprocessing
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
+
+from plumbing.errors import UserError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["training", "train_text", "small_world", "open_clip", "crash"])
@@ -20,6 +23,16 @@ def start(here: Path, settings: dict) -> multiprocessing.Process:
     return child
 
 
+def start_together(places: list[Path], settings: dict) -> list[multiprocessing.Process]:
+    """Start a process in each of these folders, which find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(len(places)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(places))]
+    return [start(place, {**settings, "environment": own}) for place, own in zip(places, ranks, strict=True)]
+
+
 def finish(child: multiprocessing.Process):
     """Wait for a child that must succeed."""
     child.join(timeout=120)
@@ -27,7 +40,10 @@ def finish(child: multiprocessing.Process):
 
 
 def train(here: str, settings: dict):
-    """Train and record the small world. `settings` change the arguments; "part_rows" and "rank" are of the process."""
+    """Train and record the small world. `settings` change the arguments; "part_rows" and "environment" are of the process.
+
+    The line of a mistake goes into a file.
+    """
     import small_world
     import torch
 
@@ -39,7 +55,11 @@ def train(here: str, settings: dict):
     features.PART_ROWS = settings.pop("part_rows", 40)
     pairs = small_world.SmallPairs(settings.pop("n_samples", 400))
     os.environ.update(settings.pop("environment", {}))
-    small_world.train(pairs=pairs, **settings)
+    try:
+        small_world.train(pairs=pairs, **settings)
+    except UserError as mistake:
+        Path("mistake").write_text(str(mistake))
+        raise SystemExit(2) from None
 
 
 def content(folder: Path) -> dict[str, bytes]:

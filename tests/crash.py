@@ -131,15 +131,20 @@ def train(rank: int, overwrite: bool = False):
     small_world.train(pairs=small_world.SmallPairs(24), overwrite=overwrite, **words)
 
 
-def train_two(rank: int):
-    """One process of two."""
+def train_apart(rank: int):
+    """One process of two that have an SAE each."""
+    train_two(rank, layers=(0, 2))
+
+
+def train_two(rank: int, layers: tuple[int, ...] = (0,)):
+    """One process of two that train one SAE together."""
     import small_world
 
     from plumbing import processes
 
     processes.team.cache_clear()  # of the process that this one was forked from
     os.environ.update(GROUP, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
-    small_world.train(pairs=small_world.SmallPairs(24), layers=[0], batch_size=6)
+    small_world.train(pairs=small_world.SmallPairs(24), layers=layers, batch_size=6)
 
 
 def overwrite(rank: int):
@@ -179,6 +184,7 @@ COMMANDS = {  # the processes' function, how many there are, and what there is b
     "train": (train, 1, lambda: None),
     "overwrite": (overwrite, 1, older_run),
     "train_two": (train_two, 2, lambda: None),
+    "train_apart": (train_apart, 2, lambda: None),
     "compare": (compare, 1, two_runs),
 }
 

@@ -11,8 +11,8 @@ from children import CONTEXT
 from crash import sweep
 
 # A step that shares no factor with the pattern of a file's writing (open, sync, rename, sync) meets all of it.
-EVERY_TENTH = [("train", 13), ("overwrite", 61), ("train_two", 23), ("compare", 1)]
-EVERY_POINT = [("train", 1), ("overwrite", 1), ("train_two", 1)]
+EVERY_TENTH = [("train", 13), ("overwrite", 61), ("train_two", 31), ("train_apart", 31), ("compare", 1)]
+EVERY_POINT = [("train", 1), ("overwrite", 1), ("train_two", 1), ("train_apart", 1)]
 
 
 def die_and_resume(here, command, step):

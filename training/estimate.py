@@ -12,10 +12,10 @@ import scipy.sparse
 
 import features
 from plumbing.processes import highest, team
-from training.fit import STATISTICS_BATCHES
 from training.manifest import peak_gpu_memory, peak_memory, sample_rows
 from training.plan import own_share, training_plan
 from training.rehearsal import Paces, Rehearsal, Size, rehearse
+from training.scales import STATISTICS_BATCHES
 from training.token_cache import RecordedTokens
 from training.trainer import RECIPES
 from training.work import Work
@@ -114,7 +114,7 @@ def estimate(work: Work, checkpoint_every: float) -> Estimate:
 
 def training_seconds(work: Work, plan: list[list[int]], seen: Rehearsal) -> float:
     """The seconds of the batches that tell each layer's scale, and of all steps."""
-    first, own = sum(map(len, plan[:STATISTICS_BATCHES])), sum(map(len, own_share(plan)))
+    first, own = (sum(map(len, own_share(rows))) for rows in (plan[:STATISTICS_BATCHES], plan))
     scales = encoding_seconds(work, seen.paces, first)
     steps = seen.paces.of("step", own)
     return scales + (encoding_seconds(work, seen.paces, own, steps) if steps else 0.0)

@@ -2,8 +2,8 @@
 
 Training caches the recorded tokens that it sees (token_cache.py), so that recording encodes only the other rows.
 
-Under `torchrun` each process trains on its share of every batch (gradients are summed, so all keep the same SAEs)
-and records its share of the part files.
+Under `torchrun` each process encodes its share of every batch, trains its own SAEs or all SAEs together with the others
+(division.py), and records its share of the part files.
 """
 
 import contextlib
@@ -40,7 +40,9 @@ SHARED = ("batch_size", "epochs", "recipe", "data_seed")  # settings that runs o
 
 LAST = (-1,)  # layer
 
-STATE_VERSION = 2  # of the checkpoints: 2 counts tokens, and leaves the reports to training.jsonl
+STATE_VERSION = (
+    3  # of the checkpoints: 3 has the standardisers, and a file for each process that has its own SAEs
+)
 
 
 class Options(TypedDict, total=False):
@@ -96,6 +98,7 @@ def train_all(
     with in_one_line(settings.batch_size, overwrite):
         try:
             resume.check_names(variants, sae, overwrite)
+            resume.check_shared(variants)
             sae = pinned(sae) if sae else None
             if log:
                 trackers.check(log)

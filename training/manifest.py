@@ -1,6 +1,7 @@
 """Finish a run: write its samples, its training curve and run.json, and make the table that is printed of it."""
 
 import importlib.metadata
+import json
 import platform
 import resource
 import sys
@@ -15,6 +16,7 @@ from plumbing.processes import highest, team
 from sae import TopKSAE
 from saelens import SAE
 from training import log
+from training.division import SharedOut
 from training.quality import FEW, Scores, finite
 from training.work import Work
 
@@ -70,6 +72,7 @@ def manifest(
         },
         "evaluated_samples": int(work.judged().sum()),
         "held_out": bool(work.held_out.any()) and not work.sae,
+        **shared_out(work),
         **{
             field: {names[layer]: finite(getattr(score, field)) for layer, score in scores.items()}
             for field in Scores._fields
@@ -107,6 +110,14 @@ def costs(work: Work) -> dict[str, object]:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def shared_out(work: Work) -> SharedOut:
+    """How the processes trained, as `fit` has noted it; nothing of SAEs that were given or not trained."""
+    file = work.state().shared_out_file
+    if not file.exists():
+        return {"shared_out": None, "bytes_sent_per_step": 0, "bytes_held": 0}
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def peak_memory() -> int:

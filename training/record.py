@@ -194,7 +194,8 @@ def drop_training(work: Work):
     """Remove the checkpoint of the training, once every process has one of its recording."""
     wait_for_all()
     if team().rank == 0:
-        work.state().training_file.unlink(missing_ok=True)
+        for file in work.state().all_training_files():
+            file.unlink(missing_ok=True)
 
 
 def total_scores(qualities: Qualities) -> list[dict[int, Scores]]:

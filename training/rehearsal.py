@@ -17,11 +17,12 @@ from plumbing.processes import anywhere, processes_here, team
 from sae import TopKSAE
 from saelens import SAE
 from training.codes import Pooling, codes, evaluate
-from training.fit import cache_fits, folded, make_trainers, train_on
+from training.fit import cache_fits, divide_work, folded, initial_sae, make_trainers, train_on
 from training.given import load_given
 from training.plan import RECORD_BATCH, RECORD_TOKENS, own_share
 from training.quality import Quality
-from training.trainer import RECIPES, Moments
+from training.scales import Scales, merged
+from training.trainer import RECIPES, Moments, Standardizer
 from training.work import Work
 
 FEWEST_BATCHES, FEWEST_SECONDS = 2, 2.0  # that are timed: fast batches vary more, so more of them are
@@ -141,22 +142,38 @@ def rehearse_training(
     chosen = first.real_tokens()
     for layer, found in moments.items():
         found.add(first.flat(layer, chosen))
+    moments = {layer: merged(found) for layer, found in moments.items()}
     recipe = RECIPES[work.jobs[0].settings.recipe]
     standard = {layer: found.standardizer(recipe) for layer, found in moments.items()}
-    trainers = make_trainers(work, standard, n_steps, float(len(chosen) * team().world))
+    scales = Scales(standard, float(found.count))
+    division = divide_work(work, scales)
+    trainers = make_trainers(work, scales, n_steps, division)
     with warm_up.timing("step", len(rows[0])):
         if trained:
-            train_on(first, standard, trainers)
+            train_on(first, standard, trainers, division)
     for number, batch_rows in enumerate(itertools.cycle(rows), 2):
         timed = paces if number > WARM_UP else warm_up
         batch = timed_batch(work, batch_rows, timed)
         with timed.timing("step", len(batch_rows)):
             if trained:
-                train_on(batch, standard, trainers)
+                train_on(batch, standard, trainers, division)
         enough = number >= WARM_UP + FEWEST_BATCHES and paces.total() >= FEWEST_SECONDS
         if not anywhere(not enough):  # the processes step together
             break
-    return folded(work, trainers, standard)
+    return with_others(work, folded(work, trainers, standard), standard)
+
+
+def with_others(
+    work: Work, saes: list[dict[int, TopKSAE]], standard: dict[int, Standardizer]
+) -> list[dict[int, TopKSAE]]:
+    """The SAEs that this process has trained, and those that others have, as they are before training."""
+    whole = []
+    for job, own in zip(work.jobs, saes, strict=True):
+        others = {n: initial_sae(job.settings, n, standard[n]) for n in work.stream.layers if n not in own}
+        for n, sae in others.items():
+            sae.fold_standardizer(standard[n].mean, standard[n].scale)
+        whole.append({n: (own | others)[n] for n in work.stream.layers})
+    return whole
 
 
 def rehearse_recording(

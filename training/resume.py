@@ -1,12 +1,14 @@
 """The run folders of a command: taken when free, resumed when its own, refused otherwise; when to write checkpoints."""
 
 import os
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import features
 from plumbing.errors import UserError
+from plumbing.processes import is_shared, team
 from training.unfinished import Mark, Unfinished, first_difference, has_begun
 
 CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints
@@ -25,6 +27,21 @@ def check_names(names: Iterable[str], sae: str | None, overwrite: bool):
         one.check_idle()
         if not overwrite and not (marked and features.is_whole(one.folder)):
             one.check(None)
+
+
+def check_shared(names: Iterable[str]):
+    """Refuse processes of which some do not see the run folders of the first one, which says so for all."""
+    for name in names:
+        path = features.run_path(name)
+        place = path if path.is_dir() else features.ROOT
+        if is_shared(place):
+            continue
+        if team().rank > 0:
+            raise SystemExit(2)
+        raise UserError(
+            f"not all {team().world} processes see {place.absolute()} of {socket.gethostname()}: start all of them in "
+            "one folder, on a file system that their machines share"
+        )
 
 
 def check_given(sae: str | None, path: Path):

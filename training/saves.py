@@ -8,12 +8,16 @@ from saelens import SAE, load
 from training.work import Job, Work
 
 
-def save_saes(work: Work, saes: Sequence[Mapping[int, SAE]]):
-    """Save every job's SAEs in its folder; returns, in every process, when they are there."""
-    if team().rank == 0:
+def save_saes(work: Work, saes: Sequence[Mapping[int, SAE]], apart: bool = False):
+    """Save every job's SAEs in its folder; returns, in every process, when they are there.
+
+    `apart`: each process has SAEs of its own, and saves them; otherwise all have the same.
+    """
+    if apart or team().rank == 0:
         for job, layers in zip(work.jobs, saes, strict=True):
-            for layer, folder in layer_folders(work, job).items():
-                layers[layer].save(folder, metadata(work, layer))
+            folders = layer_folders(work, job)
+            for layer, sae in layers.items():
+                sae.save(folders[layer], metadata(work, layer))
     wait_for_all()
 
 

@@ -91,11 +91,15 @@ class Moments:
     def add(self, tokens: Float[Tensor, "token d_in"]):
         """Add a batch."""
         x = tokens.double()
-        mean, total = x.mean(0), self.count + len(x)
-        away = mean - self.mean.to(x)
-        between = away.square().sum() * (self.count * len(x) / total)
-        self.spread = self.spread.to(x) + (x - mean).square().sum() + between
-        self.mean = self.mean.to(x) + away * (len(x) / total)
+        mean = x.mean(0)
+        self.merge(len(x), mean, (x - mean).square().sum())
+
+    def merge(self, count: int, mean: Float[Tensor, " d_in"], spread: Float[Tensor, ""]):
+        """Add tokens of which the moments are known."""
+        away, total = mean - self.mean.to(mean), self.count + count
+        between = away.square().sum() * (self.count * count / total)
+        self.spread = self.spread.to(mean) + spread + between
+        self.mean = self.mean.to(mean) + away * (count / total)
         self.count = total
 
     def standardizer(self, recipe: Recipe) -> Standardizer:

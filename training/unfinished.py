@@ -59,7 +59,17 @@ class Unfinished:
         self.folder, self.file = folder, folder / features.UNFINISHED
         self.lock_file = folder / LOCK
         self.training_file = folder / "unfinished-training.safetensors"  # a checkpoint of the training
+        self.shared_out_file = folder / "unfinished-shared-out.json"  # how the SAEs are shared out
         self.tokens_file = folder / "unfinished-tokens.bin"  # the token cache
+
+    def own_training_file(self, rank: int, done: int) -> Path:
+        """A process's part of the checkpoint after `done` steps, where each trains its own SAEs."""
+        return self.folder / f"unfinished-training-{rank}-{done}" if rank else self.training_file
+
+    def all_training_files(self, rank: int | None = None) -> list[Path]:
+        """What all processes, or one that is not the first, have written of checkpoints; the first one's file first."""
+        own = sorted(self.folder.glob(f"unfinished-training-{'*' if rank is None else rank}-*"))
+        return own if rank else [self.training_file, *own]
 
     def recording_file(self, rank: int) -> Path:
         """A process's checkpoint of the recording."""
