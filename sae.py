@@ -72,6 +72,7 @@ class TopKSAE(nn.Module):
     """A TopK sparse autoencoder. W_dec is drawn from `seed`, and W_enc starts as its transpose."""
 
     architecture = "topk"
+    normalize_activations = "none"  # by SAELens' names; what is done to the tokens before they are encoded
 
     def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
         super().__init__()
@@ -112,9 +113,15 @@ class TopKSAE(nn.Module):
         """The reconstruction from a dense code."""
         return feature_acts @ self.W_dec + self.b_dec
 
+    def reconstruct(
+        self, x: Float[torch.Tensor, "*token d_in"], feature_acts: Float[torch.Tensor, "*token d_sae"]
+    ) -> Float[torch.Tensor, "*token d_in"]:
+        """The reconstruction of tokens `x` from their dense code."""
+        return self.decode(feature_acts)
+
     def forward(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction of each token."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
     def loss(
         self,
@@ -253,6 +260,7 @@ class TopKSAE(nn.Module):
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
         """Write the two files that `sae_lens.SAE.load_from_disk(folder)` reads."""
         config: dict[str, object] = {"k": self.k, "rescale_acts_by_decoder_norm": False}
+        config["normalize_activations"] = self.normalize_activations
         save_layout(
             folder, self.architecture, {name: getattr(self, name) for name in TENSORS}, config, metadata
         )
@@ -298,7 +306,7 @@ def save_layout(
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "normalize_activations": own.get("normalize_activations", "none"),
         "reshape_activations": "none",
         # With a version below 6.0.0, SAELens drops the other metadata.
         "metadata": {**(metadata or {}), "sae_lens_version": "6.0.0"},

@@ -6,7 +6,7 @@ With pre = (x - b_dec) @ W_enc + b_enc, the code z of a token is, by cfg.json's 
     standard    relu(pre)                                                       ThresholdSAE, whose thresholds are 0
     jumprelu    relu(pre) where pre is above the latent's threshold, else 0     ThresholdSAE
 
-What a configuration asks for besides is folded into the weights, so that these formulas hold as they stand; what
+A topk SAE may have normalize_activations layer_norm (LayerNormedTopK). What a configuration asks for besides is folded into the weights, so that these formulas hold as they stand; what
 cannot be folded is refused by name. The names are those of SAELens 6 and, in brackets, of versions before it.
 """
 
@@ -35,6 +35,11 @@ OLD_NAMES = {
     "activation_fn_str": "activation_fn",
 }
 
+LAYER_NORM = (
+    "layer_norm"  # each token is standardised over its dimensions, and its reconstruction scaled back
+)
+EPSILON = 1e-5  # is added to a token's standard deviation
+
 AVERAGE_NORM = "expected_average_only_in"  # the SAE was trained on inputs scaled to a mean norm of sqrt(d_in)
 
 UNIT = 1e-3  # decoder rows whose norms differ from 1 by less are of unit norm
@@ -51,6 +56,7 @@ class Config(NamedTuple):
     k: int | None  # of topk
     subtracts_b_dec: bool  # from the input, before encoding
     scales_input: bool  # AVERAGE_NORM
+    layer_norm: bool
     scales_by_decoder_norm: bool  # the pre-activations by the norms of the decoder's rows
     hook_name: str | None
     hook_layer: int | None
@@ -96,14 +102,40 @@ class ThresholdSAE(nn.Module):
         """The reconstruction from a dense code."""
         return feature_acts @ self.W_dec + self.b_dec
 
+    def reconstruct(
+        self, x: Float[torch.Tensor, "*token d_in"], feature_acts: Float[torch.Tensor, "*token d_sae"]
+    ) -> Float[torch.Tensor, "*token d_in"]:
+        """The reconstruction of tokens `x` from their dense code."""
+        return self.decode(feature_acts)
+
     def forward(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction of each token."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
         """Write the two files that `sae_lens.SAE.load_from_disk(folder)` reads."""
         names = (*TENSORS, "threshold") if self.architecture == "jumprelu" else TENSORS
         save_layout(folder, self.architecture, {name: getattr(self, name) for name in names}, {}, metadata)
+
+
+class LayerNormedTopK(TopKSAE):
+    """A TopK SAE of tokens (x - mean) / (std + EPSILON), whose mean and std (of n - 1) are each token's own.
+
+    Its reconstructions are multiplied by std, and mean is added, as sae_lens does.
+    """
+
+    normalize_activations = LAYER_NORM
+
+    def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
+        """The pre-activations: the encoder without ReLU and TopK."""
+        centered = x - x.mean(dim=-1, keepdim=True)
+        return super().pre_acts(centered / (x.std(dim=-1, keepdim=True) + EPSILON))
+
+    def reconstruct(
+        self, x: Float[torch.Tensor, "*token d_in"], feature_acts: Float[torch.Tensor, "*token d_sae"]
+    ) -> Float[torch.Tensor, "*token d_in"]:
+        """The reconstruction of tokens `x` from their dense code."""
+        return self.decode(feature_acts) * x.std(dim=-1, keepdim=True) + x.mean(dim=-1, keepdim=True)
 
 
 SAE = TopKSAE | ThresholdSAE
@@ -123,7 +155,8 @@ def load(folder: str | os.PathLike, input_scale: float | None = None) -> SAE:
             raise UserError(f"{path}: {name} holds NaN or infinite values: give another SAE")
     if config.k is None:
         return ThresholdSAE(weights)
-    sae = TopKSAE(config.d_in, config.d_sae, config.k)
+    kind = LayerNormedTopK if config.layer_norm else TopKSAE
+    sae = kind(config.d_in, config.d_sae, config.k)
     for name in TENSORS:
         getattr(sae, name).copy_(weights[name])
     return sae
@@ -202,6 +235,7 @@ def read_config(path: Path) -> Config:
         k,
         bool(raw.get("apply_b_dec_to_input", True)),
         normalize in (True, AVERAGE_NORM),
+        normalize == LAYER_NORM,
         bool(raw.get("rescale_acts_by_decoder_norm", False)),
         own.get("hook_name"),
         own.get("hook_layer"),
@@ -210,8 +244,9 @@ def read_config(path: Path) -> Config:
 
 def refuse_unknown(path: Path, own: dict, architecture: str, normalize: object, arguments: dict):
     """Refuse by name what would change an SAE's codes and is neither a formula above nor can be folded in."""
+    normalizations = ("none", AVERAGE_NORM, True, *[LAYER_NORM] * (architecture == "topk"))
     known = {
-        "normalize_activations": (normalize, ("none", AVERAGE_NORM, True)),
+        "normalize_activations": (normalize, normalizations),
         "reshape_activations": (own.get("reshape_activations", "none"), ("none",)),
         "activation_fn": (own.get("activation_fn", "relu"), ("relu", architecture)),
         "activation_fn_kwargs": (arguments, ({},)),

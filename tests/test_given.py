@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_world import SmallEncoder, SmallPairs
-from test_saelens import publish
+from test_saelens import code_of, publish
 
 import saelens
 from plumbing.errors import UserError
@@ -148,6 +148,20 @@ def test_published_saes_are_recorded_by_their_own_codes(train, tmp_path, archite
     assert run.manifest["dead_fraction"]["layer1"] == pytest.approx(
         float((fired.sum(0) == 0).double().mean())
     )
+
+
+def test_the_fvu_of_an_sae_of_layer_normed_tokens_is_of_the_tokens_as_they_were(train, tmp_path):
+    config = {"architecture": "topk", "k": 5, "hook_layer": 1, "normalize_activations": "layer_norm"}
+    weights = publish(tmp_path / "theirs", config, d_in=8)
+    (run,) = train(runname="new", sae="theirs")
+    encoder = SmallEncoder()
+    tokens = torch.cat([tokens_of(encoder, row) for row in range(300)]).double()
+    code, reconstruction = code_of(config, weights, tokens)
+    np.testing.assert_allclose(run.load("layer1").toarray(), code[1::3], rtol=1e-4, atol=1e-4)
+    judged = plan.held_out_rows(300, 0).repeat(3)
+    tokens, error = tokens[judged], (tokens - reconstruction)[judged]
+    fvu = error.square().sum() / (tokens - tokens.mean(0)).square().sum()
+    assert run.manifest["fvu"]["layer1"] == pytest.approx(float(fvu), rel=1e-4)
 
 
 def tokens_of(encoder, row):

@@ -64,7 +64,14 @@ def rewrite(folder, **changes):
         ({"architecture": "gated"}, "has architecture 'gated': only topk, standard, jumprelu can be read"),
         ({"architecture": None}, "has architecture None: only topk, standard, jumprelu can be read"),
         ({"architecture": "jumprelu"}, r"where its cfg.json asks for .*'threshold': \(40,\)"),
-        ({"normalize_activations": "layer_norm"}, "'layer_norm': only 'none' and 'expected_average_only_in'"),
+        (
+            {"normalize_activations": "constant_norm_rescale"},
+            "'constant_norm_rescale': only 'none' and 'expected_average_only_in' and 'layer_norm' can be read",
+        ),
+        (
+            {"normalize_activations": "layer_norm", "architecture": "standard"},
+            "'layer_norm': only 'none' and 'expected_average_only_in' can be read",
+        ),
         ({"normalize_activations": True}, "give its input_scale"),
         ({"reshape_activations": "hook_z"}, "has reshape_activations 'hook_z': only 'none' can be read"),
         ({"activation_fn_str": "tanh-relu"}, "has activation_fn 'tanh-relu': only 'relu' and 'topk'"),
@@ -163,6 +170,13 @@ PUBLISHED = {  # cfg.json of each kind that is read, without the sizes
         "normalize_activations": "expected_average_only_in",
         **NEW,
     },
+    "topk of layer-normed tokens": {
+        "architecture": "topk",
+        "k": 5,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "layer_norm",
+        **NEW,
+    },
     "topk, old": {
         "activation_fn_str": "topk",
         "activation_fn_kwargs": {"k": 5},
@@ -196,18 +210,21 @@ def publish(folder, config, d_in=12, d_sae=40, seed=0):
 
 
 def is_scaled(config):
-    return config.get("normalize_activations", "none") != "none"
+    return config.get("normalize_activations", "none") not in ("none", "layer_norm")
 
 
 def code_of(config, weights, x):
     """The code and the reconstruction by the formulas of SAELens, in float64, nothing folded but the scale's part of
     the decoder's norms."""
     W_enc, b_enc, W_dec, b_dec = (weights[name] for name in TENSORS)
-    scale = SCALE if is_scaled(config) else 1.0
-    pre = (scale * x.double() - b_dec * config.get("apply_b_dec_to_input", True)) @ W_enc + b_enc
-    norms = (
-        (W_dec / scale).norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else torch.ones(len(W_dec))
-    )
+    x, mean, scale = x.double(), 0.0, SCALE if is_scaled(config) else 1.0
+    normed = scale * x
+    if config.get("normalize_activations") == "layer_norm":
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        normed, scale = (x - mean) / (std + 1e-5), 1 / std
+    pre = (normed - b_dec * config.get("apply_b_dec_to_input", True)) @ W_enc + b_enc
+    rescales = config.get("rescale_acts_by_decoder_norm")
+    norms = (W_dec / scale).norm(dim=1) if rescales else torch.ones(len(W_dec))
     pre, code = pre * norms, torch.zeros_like(pre)
     if "threshold" in weights:
         code = torch.where(pre > weights["threshold"], pre, 0).clamp_min(0)
@@ -217,7 +234,7 @@ def code_of(config, weights, x):
                 code[row, latent] = max(values[latent], 0)
     else:
         code = pre.clamp_min(0)
-    return code, (code / norms @ W_dec + b_dec) / scale
+    return code, (code / norms @ W_dec + b_dec) / scale + mean
 
 
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
@@ -231,6 +248,7 @@ def test_published_saes_have_the_codes_of_their_formulas(tmp_path, config):
     again = saelens.load(tmp_path / "ours")
     assert again.architecture == sae.architecture
     assert torch.equal(again.encode(x), sae.encode(x))
+    assert torch.equal(again(x), sae(x))
 
 
 def test_what_an_old_version_added_is_left_out_where_it_does_nothing(tmp_path):

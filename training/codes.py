@@ -83,6 +83,6 @@ def evaluate(
         pre_acts = sae.pre_acts(tokens)
         feature_acts = sae.code(pre_acts)
         firings = ((pre_acts if activation == "relu" else feature_acts) > 0).sum(0).double()
-        quality.update(tokens, sae.decode(feature_acts), firings, recorded[chosen])
+        quality.update(tokens, sae.reconstruct(tokens, feature_acts), firings, recorded[chosen])
 
     in_halves(add, chosen)
