@@ -1,6 +1,7 @@
 """What the Hugging Face hub's client raises, as one line that says what to do."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from plumbing.errors import UserError, first_line
@@ -11,6 +12,8 @@ REMEDIES = {  # by the status of the hub's answer
     404: "it has no such repository, file or commit: see the spelling",
     429: "you have asked too often: wait some minutes",
 }
+
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")  # as hf_xet tells it, which uploads large files
 
 
 @contextlib.contextmanager
@@ -39,9 +42,15 @@ def cause_of(error: Exception) -> str:
         if isinstance(one, errors.OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set: unset it, where there is a network"
         if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
-            status = one.response.status_code
-            remedy = REMEDIES.get(status, "that is its fault: give the same command again later")
-            return f"the hub answers {status}: {remedy}"
-    return (
-        f"the hub does not answer, or the network broke off ({first_line(chain[-1])}): give the command again"
-    )
+            return answered(one.response.status_code)
+        if told := XET_STATUS.search(str(one)):
+            return answered(int(told[1]))
+    said, remedy = first_line(chain[-1]), "give the command again"
+    if "xet" in said.lower():
+        remedy += ", with HF_HUB_DISABLE_XET=1 where a firewall is in the way"
+    return f"the hub does not answer, or the network broke off ({said}): {remedy}"
+
+
+def answered(status: int) -> str:
+    """What the hub's answer means, and what to do."""
+    return f"the hub answers {status}: {REMEDIES.get(status, 'that is its fault: give the same command again later')}"

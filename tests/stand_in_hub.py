@@ -31,6 +31,7 @@ class StandIn(ThreadingHTTPServer):
         self.fetched: list[str] = []  # the files that were downloaded
         self.status = 0  # what every request is answered with; 0: what it asks for
         self.cuts = False  # whether weights stop in the middle
+        self.xet_status = 404  # what a client that would use Xet is answered with
 
     def commit(self, repository: str) -> str:
         files = self.repositories[repository]
@@ -102,6 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         modes = [{"path": path, "uploadMode": mode[path.endswith(".safetensors")]} for path in paths]
         self.answer({"files": [{**one, "shouldIgnore": False, "oid": None} for one in modes]})
 
+    def xet_token(self, _body, _repository):
+        self.answer({"error": "no"}, self.server.xet_status)
+
     def batch(self, body, _repository):
         objects = json.loads(body)["objects"]
         for one in objects:
@@ -158,6 +162,7 @@ ROUTES = {
     "POST /api/repos/create": Handler.create,
     "POST /api/validate-yaml": lambda handler, _body: handler.answer({"errors": [], "warnings": []}),
     f"POST /api/models/{NAME}/preupload/main": Handler.preupload,
+    f"GET /api/models/{NAME}/xet-write-token/main": Handler.xet_token,
     f"POST /{NAME}\\.git/info/lfs/objects/batch": Handler.batch,
     "PUT /lfs/(\\w+)": Handler.store,
     f"POST /api/models/{NAME}/commit/main": Handler.make_commit,

@@ -171,6 +171,15 @@ def test_an_upload_or_a_fetch_that_the_hub_refuses_ends_in_one_line(run, hub, st
         fetched.locate("me/saes")
 
 
+@pytest.mark.parametrize(("status", "said"), [(401, "hf auth login"), (403, "your token may not do that")])
+def test_a_refusal_that_xet_tells_of_is_read_from_its_words(run, hub, monkeypatch, status, said):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.xet_status = status
+    line = complaint_of(share.main, ["--run", "small", "--to", "me/saes"])
+    assert re.search(rf"me/saes cannot be uploaded: the hub answers {status}: .*{said}", line)
+
+
 def test_a_file_that_stops_in_the_middle_ends_in_one_line_and_comes_whole_the_next_time(uploaded, hub, train):
     hub.cuts = True
     with pytest.raises(
