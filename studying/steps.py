@@ -20,10 +20,12 @@ import wrappedmodels
 from plumbing.errors import UserError
 from training import flags
 
-RUNS = {  # the scripts that compare and show, and their flags that name runs
+# The scripts that compare and show, and their flags that name runs. show.py writes the names of features that the tables
+# of comp_sharedness.py have, so it comes first: a study that was stopped ends with the same tables.
+RUNS = {
     "wmppc": ("source", "target"),
-    "comp_sharedness": ("source", "min_group", "max_group"),
     "show": ("run", "report", "compare", "min_group", "max_group"),
+    "comp_sharedness": ("source", "min_group", "max_group"),
 }
 PARTS = ("train", "data", "encoders", *RUNS)
 OUTPUTS = ("csv", "json", "plot", "out")  # flags that name what is written

@@ -120,7 +120,9 @@ def start(step: Step, gpu: str) -> Child:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
     with log.open("ab") as output:
         words = [sys.executable, str(ROOT / f"{step.script}.py"), *step.words]
-        process = subprocess.Popen(words, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )  # what would ask, as a tracker for its account, fails instead of waiting unseen
     return Child(step, gpu, process, log)
 
 

@@ -73,6 +73,13 @@ def test_a_study_is_its_commands_in_order(here, capsys):
     assert not features.run_names()
 
 
+def test_what_names_features_runs_before_the_tables_that_have_the_names(here):
+    shared = '[comp_sharedness.s]\nsource = "vit"\nmin_group = "bert"\nmax_group = "vit_seed1"\n'
+    text = SMALL + shared + '[show.sheets]\nrun = "vit"\n'
+    scripts = [step.script for step in steps.steps(steps.read(Path(written(here, text))))]
+    assert scripts[-3:] == ["wmppc", "show", "comp_sharedness"]
+
+
 def test_with_several_data_sets_names_end_in_them_and_the_narrower_table_wins(here):
     text = SMALL.replace(
         "[encoders]", '[data."a b"]\ndataset = "folder"\nlimit = 7\ndata_root = "x y"\n[encoders]'
