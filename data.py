@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from sources.coco import open_coco
 from sources.flowers102 import open_flowers102
 from sources.folder import open_folder
 from sources.huggingface import TEXT_COLUMNS, open_hf
+from sources.index import indexed
 from sources.media import DECODERS, Sound
-from sources.opened import BROKEN, Opened, Read, Sample, Span, file_bytes, reason, say, writable
+from sources.opened import BROKEN, Opened, Read, Sample, Span, file_bytes, reason, say, spelled
+from sources.rows import Column, Rows
 from sources.text import open_text
 from sources.toyworld import open_demo
 from sources.unreadable import file_stamp, find_unreadable
@@ -80,7 +83,7 @@ class Pairs:
     """
 
     name: str
-    samples: list[Sample]
+    samples: Sequence[Sample]
     read: Read
     source: dict[str, Any] = field(default_factory=dict)
     unreadable: list[dict[str, str]] = field(default_factory=list)
@@ -90,25 +93,25 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.samples)
 
-    @functools.cached_property
-    def ids(self) -> list[str]:
+    @property
+    def ids(self) -> Sequence[str]:
         """The sample ids in row order."""
-        return [sample.id for sample in self.samples]
+        return Column(self.samples, "id")
 
     @property
-    def images(self) -> list[str]:
+    def images(self) -> Sequence[str]:
         """The rows' files as a reader would name them, relative to `data_root`; "" where there are captions alone."""
-        return [sample.file for sample in self.samples]
+        return Column(self.samples, "file")
 
     @property
-    def captions(self) -> list[list[str]]:
+    def captions(self) -> Sequence[list[str]]:
         """The rows' chosen captions: one each, or all of them with `caption="all"`."""
-        return [sample.captions for sample in self.samples]
+        return Column(self.samples, "captions")
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """`features.fingerprint` of the ids and first captions: where it agrees, two runs have the same rows."""
-        firsts = self.first_captions or map(self.caption, range(len(self)))
+        firsts = self.first_captions or Column(self.samples, "caption")
         return features.fingerprint(zip(self.ids, firsts, strict=True))
 
     def file_stamp(self) -> str:
@@ -117,10 +120,14 @@ class Pairs:
         Names are relative to `data_root`, so that a data set that was moved keeps its stamp. A data set of the hub
         is known by the files that it was stored in here.
         """
-        named = dict.fromkeys((os.path.basename(path), path) for path in self.files)
-        named |= dict.fromkeys((_holder(sample), sample.path) for sample in self.samples)
-        lines = (f"{name} {file_stamp(path)}\n" for name, path in named if path)
-        return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
+        listed = dict.fromkeys((os.path.basename(path), path) for path in self.files)
+        holders = ((_holder(sample), sample.path) for sample in self.samples)
+        rest = (holder for holder, _ in itertools.groupby(holders) if holder not in listed)
+        state = hashlib.sha256()
+        for name, path in itertools.chain(listed, rest):
+            if path:
+                state.update(f"{name} {file_stamp(path)}\n".encode(errors="backslashreplace"))
+        return state.hexdigest()
 
     def image(self, row: int) -> Image.Image:
         """Row `row` as an upright RGB picture. Error: it cannot be read (names row, id and file)."""
@@ -130,7 +137,7 @@ class Pairs:
 
     def caption(self, row: int) -> str:
         """The chosen caption of row `row`; of all, the first."""
-        return self.samples[row].captions[0]
+        return self.samples[row].caption
 
     def items(self, row: int, side: str) -> Sequence[str | Image.Image | Sound]:
         """Row `row` as an encoder takes it: one RGB "image", one "audio" recording, or the chosen captions ("text")."""
@@ -183,24 +190,27 @@ def open_pairs(
     kind, location = _checked(dataset, data_root, limit)
     given = {name: value for name, value in options.items() if value is not None}
     _require_known(kind, given)
-    opened = writable(OPENERS[kind](location or data_root, **given))
-    _require_unique(opened.samples)
-    samples = opened.samples[:limit]
+    opened = OPENERS[kind](location or data_root, **given)
+    rows, lost = indexed(opened, dataset, data_root, sorted(given.items()))
+    name, samples = spelled(opened.name), rows[:limit]
     if unreadable is None and skip_unreadable:
-        unreadable = find_unreadable(opened, samples)
-        _say_left_out(opened.name, unreadable)
+        unreadable = lost + find_unreadable(opened, samples)
+        _say_left_out(name, unreadable)
     if unreadable is None:
-        _require_present(opened, samples)
+        _require_present(opened.read, samples, lost)
     source = dict[str, object](dataset=dataset, data_root=opened.data_root, limit=limit, caption=caption)
     source |= given | ({} if unreadable is None else {"unreadable": unreadable})
-    left_out = {item["id"] for item in unreadable or []}
-    samples = [sample for sample in samples if sample.id not in left_out]
+    if unreadable:
+        samples = samples.without(item["id"] for item in unreadable)
     if not samples:
         raise UserError(f"data set {dataset!r} at {opened.data_root} holds no readable file with a caption")
-    firsts = [sample.captions[0] for sample in samples] if isinstance(caption, int) else []
-    return Pairs(
-        opened.name, _chosen(samples, caption), opened.read, source, unreadable or [], opened.files, firsts
+    if isinstance(caption, int):
+        _require_captions(samples, caption)
+    firsts = Column(samples.with_caption(0), "caption") if isinstance(caption, int) else ()
+    chosen = (
+        samples if caption == "all" else samples.with_caption(caption - 1 if isinstance(caption, int) else 0)
     )
+    return Pairs(name, chosen, opened.read, source, unreadable or [], opened.files, firsts)
 
 
 def reopen(run: features.Run, data_root: str | None = None) -> Pairs:
@@ -254,22 +264,13 @@ def _require_known(kind: str, options: dict[str, str]):
             raise UserError(f"--{name} means nothing to data set {kind!r}, which takes {takes}")
 
 
-def _require_unique(samples: list[Sample]):
-    rows: dict[str, int] = {}
-    for row, sample in enumerate(samples):
-        if rows.setdefault(sample.id, row) != row:
-            raise UserError(
-                f"id {sample.id!r} occurs twice, in rows {rows[sample.id]} and {row}; every row needs its own"
-            )
-
-
-def _require_present(opened: Opened, samples: list[Sample]):
+def _require_present(read: Read, samples: Sequence[Sample], lost: list[dict[str, str]]):
     """Refuse what is damaged, and files that do not exist, before anything is trained."""
-    for item in opened.damaged:
+    for item in lost:
         raise UserError(
             f"{item['path']}: {item['why']}; repair it, or leave out what is unreadable with --skip_unreadable"
         )
-    for row, sample in enumerate(samples if opened.read is file_bytes else ()):
+    for row, sample in enumerate(samples if read is file_bytes else ()):
         if not os.path.isfile(str(sample.path)):
             raise UserError(
                 f"row {row} (id {sample.id!r}): {sample.path} does not exist; put it there, or leave out "
@@ -277,17 +278,13 @@ def _require_present(opened: Opened, samples: list[Sample]):
             )
 
 
-def _chosen(samples: list[Sample], caption: str | int) -> list[Sample]:
-    """The samples with the captions asked for. Error: a row has fewer."""
-    if caption == "all":
-        return samples
-    number = caption if isinstance(caption, int) else 1
-    fewest = min(len(sample.captions) for sample in samples)
-    for row, sample in enumerate(samples if fewest < number else ()):
-        if len(sample.captions) < number:
-            has = f"{len(sample.captions)} caption{'s' * (len(sample.captions) > 1)}"
+def _require_captions(samples: Rows, number: int):
+    """Refuse rows with fewer captions than the number of the one that is asked for."""
+    counts = [len(captions) for captions in Column(samples, "captions")]
+    fewest = min(counts)
+    for row, count in enumerate(counts if fewest < number else ()):
+        if count < number:
             raise UserError(
-                f"--caption {number}: row {row} (id {sample.id!r}) has {has}, and every row needs as many; the highest "
-                f"that all rows have is --caption {fewest}"
+                f"--caption {number}: row {row} (id {samples[row].id!r}) has {count} caption{'s' * (count > 1)}, and "
+                f"every row needs as many; the highest that all rows have is --caption {fewest}"
             )
-    return [sample._replace(captions=sample.captions[number - 1 : number]) for sample in samples]

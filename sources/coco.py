@@ -4,11 +4,12 @@ import contextlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, file_bytes, reason, require_found, say_without_caption
+from sources.opened import Opened, Sample, file_bytes, reason, require_found, without_caption
 
 HELP = (
     "download http://images.cocodataset.org/zips/{split}.zip and "
@@ -31,14 +32,16 @@ def open_coco(location: str | None, split: str = "train2017") -> Opened:
     root = Path(location)
     annotations = root / "annotations" / f"captions_{split}.json"
     require_found("COCO", (annotations, root / split), HELP.format(split=split))
-    pictures, captions = _index(annotations)
-    samples = [
-        Sample(str(image), f"{split}/{pictures[image]}", captions[image], str(root / split / pictures[image]))
-        for image in sorted(captions)
-    ]
-    say_without_caption("coco", "pictures", len(pictures), len(samples))
     name = "coco" if split == "train2017" else f"coco_{split}"
-    return Opened(name, samples, file_bytes, location, files=[str(annotations)])
+    return Opened(name, _rows(annotations, root, split), file_bytes, location, files=[str(annotations)])
+
+
+def _rows(annotations: Path, root: Path, split: str) -> Iterator[Sample | str]:
+    pictures, captions = _index(annotations)
+    for image in sorted(captions):
+        file = pictures[image]
+        yield Sample(str(image), f"{split}/{file}", captions[image], str(root / split / file))
+    yield from without_caption("coco", "pictures", len(pictures), len(captions))
 
 
 def _index(annotations: Path) -> tuple[dict[Id, str], dict[Id, list[str]]]:

@@ -1,8 +1,9 @@
 """Oxford's 102 flowers with the captions of Reed et al. 2016."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from sources.opened import Opened, Sample, file_bytes, require_found, say_without_caption
+from sources.opened import Opened, Sample, file_bytes, require_found, without_caption
 
 HELP = (
     "unpack https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz (jpg/image_00001.jpg …) and, "
@@ -22,17 +23,19 @@ def open_flowers102(location: str | None) -> Opened:
     root = Path(location)
     require_found("flowers102", (root / "jpg", root / "text_c10"), HELP)
     listings = sorted(root.glob("text_c10/class_*/image_*.txt"))
+    return Opened("flowers102", _rows(listings, root), file_bytes, location, files=[*map(str, listings)])
+
+
+def _rows(listings: list[Path], root: Path) -> Iterator[Sample | str]:
     captions = {path.stem: _lines(path) for path in listings}
     found = {path.stem for path in (root / "jpg").glob("image_*.jpg")}
     # A caption whose picture is missing keeps its row: a missing file is an error, or --skip_unreadable lists it.
-    names = sorted(found | {*captions})
-    samples = [
-        Sample(name, f"jpg/{name}.jpg", captions[name], str(root / "jpg" / f"{name}.jpg"))
-        for name in names
-        if captions.get(name)
-    ]
-    say_without_caption("flowers102", "pictures", len(names), len(samples))
-    return Opened("flowers102", samples, file_bytes, location, files=[*map(str, listings)])
+    names, used = sorted(found | {*captions}), 0
+    for name in names:
+        if captions.get(name):
+            used += 1
+            yield Sample(name, f"jpg/{name}.jpg", captions[name], str(root / "jpg" / f"{name}.jpg"))
+    yield from without_caption("flowers102", "pictures", len(names), used)
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, file_bytes, name_of, reason, say_without_caption, texts
+from sources.opened import Opened, Sample, file_bytes, name_of, reason, texts, without_caption
 
 FILE_KEYS = ("file", "file_name", "image", "audio")
 
@@ -31,15 +31,19 @@ def open_folder(location: str | None) -> Opened:
     if len(found) != 1:
         has = "both captions.jsonl and captions.tsv" if found else "neither captions.jsonl nor captions.tsv"
         raise UserError(f"{root.absolute()} has {has}; data set 'folder' needs one, of files and captions")
+    return Opened(name_of(root), _rows(found[0], root), file_bytes, location, files=[str(found[0])])
+
+
+def _rows(listing: Path, root: Path) -> Iterator[Sample | str]:
     captions: dict[str, list[str]] = {}
-    lines = _jsonl_lines if found[0].suffix == ".jsonl" else _tsv_lines
-    for where, file, listed in lines(found[0]):
+    lines = _jsonl_lines if listing.suffix == ".jsonl" else _tsv_lines
+    for where, file, listed in lines(listing):
         if PurePosixPath(file).is_absolute():
-            raise UserError(f"{where}: {file!r} is not relative to {location}")
+            raise UserError(f"{where}: {file!r} is not relative to {root}")
         captions.setdefault(PurePosixPath(file).as_posix(), []).extend(text.strip() for text in listed)
     samples = [Sample(file, file, listed, str(root / file)) for file, listed in captions.items() if listed]
-    say_without_caption("folder", "files", len(captions), len(samples))
-    return Opened(name_of(root), samples, file_bytes, location, files=[str(found[0])])
+    yield from samples
+    yield from without_caption("folder", "files", len(captions), len(samples))
 
 
 def _numbered_lines(listing: Path) -> Iterator[tuple[str, str]]:

@@ -2,12 +2,13 @@
 
 import functools
 import glob
-from collections import Counter
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plumbing.errors import UserError
-from sources.opened import Opened, Sample, file_bytes, files_below, reason, say_without_caption, texts
+from sources.opened import Opened, Sample, file_bytes, files_below, reason, texts, without_caption
 
 if TYPE_CHECKING:  # imported where a data set is opened: the import is slow
     import datasets
@@ -15,6 +16,10 @@ if TYPE_CHECKING:  # imported where a data set is opened: the import is slow
 Table: TypeAlias = "datasets.Dataset"
 
 Tables: TypeAlias = "datasets.DatasetDict"  # {split: table}
+
+NUMBERED = "--id_column none numbers the rows"
+
+BATCH_ROWS = 1000  # that are read at once
 
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
@@ -39,21 +44,25 @@ def open_hf(
     id_column = id_column or ("id" if "id" in columns else "none")
     _require_column(location, columns, image_column, "image")
     _require_column(location, columns, text_column, "text")
-    ids = [str(row) for row in range(len(dataset))]
     if id_column != "none":
         _require_column(location, columns, id_column, "id")
-        ids = _ids(dataset, id_column, location)
-    captions = _captions(dataset, text_column, location)
     read = functools.partial(_bytes, _undecoded(dataset, image_column, location), image_column)
-    samples = [
-        Sample(name, f"{image_column} {row}", listed, row)
-        for row, (name, listed) in enumerate(zip(ids, captions, strict=True))
-        if listed
-    ]
-    say_without_caption("hf", "rows", len(ids), len(samples))
+    rows = _rows(dataset, location, image_column, text_column, None if id_column == "none" else id_column)
     name = Path(location).stem if Path(location).is_file() else Path(location).name
     files = files_below(location) + [file["filename"] for file in dataset.cache_files]
-    return Opened(name, samples, read, None, version=dataset._fingerprint, files=files)
+    return Opened(name, rows, read, None, version=dataset._fingerprint, files=files, id_help=NUMBERED)
+
+
+def _rows(
+    dataset: Table, location: str, image_column: str, text_column: str, id_column: str | None
+) -> Iterator[Sample | str]:
+    ids = map(str, itertools.count()) if id_column is None else _ids(dataset, id_column, location)
+    used = 0
+    for row, (name, captions) in enumerate(zip(ids, _captions(dataset, text_column, location), strict=False)):
+        if captions:
+            used += 1
+            yield Sample(name, f"{image_column} {row}", captions, row)
+    yield from without_caption("hf", "rows", len(dataset), used)
 
 
 def load(name: str, subset: str | None, split: str | None) -> "Table | Tables":
@@ -124,40 +133,33 @@ def _require_column(name: str, columns: list[str], column: str, role: str):
         )
 
 
-def _ids(dataset: Table, column: str, name: str) -> list[str]:
-    """The column as ids. UserError: an id is missing or occurs twice."""
-    ids = _column(dataset, column, name)
-    if None in ids:
-        raise UserError(
-            f"row {ids.index(None)} of column {column!r} of {name!r} has no id; --id_column none numbers the rows"
-        )
-    ids = [str(found) for found in ids]
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise UserError(
-            f"column {column!r} of {name!r} has {twice!r} twice; --id_column none numbers the rows"
-        )
-    return ids
+def _ids(dataset: Table, column: str, name: str) -> Iterator[str]:
+    for row, found in enumerate(_column(dataset, column, name)):
+        if found is None:
+            raise UserError(f"row {row} of column {column!r} of {name!r} has no id; {NUMBERED}")
+        yield str(found)
 
 
-def _column(dataset: Table, column: str, name: str) -> list:
-    """All values of one column. UserError: they are not UTF-8."""
+def _column(dataset: Table, column: str, name: str) -> Iterator:
+    import datasets
+
     try:
-        return dataset.select_columns([column])[:][column]
+        alone = dataset.select_columns([column])
+        assert isinstance(alone, datasets.Dataset)
+        for batch in alone.iter(BATCH_ROWS):
+            yield from dict(batch)[column]
     except ValueError as why:  # Arrow does not check that its texts are UTF-8
         raise UserError(f"column {column!r} of {name!r} cannot be read ({reason(why)})") from why
 
 
-def _captions(dataset: Table, column: str, name: str) -> list[list[str] | None]:
-    """The captions of each row, None where it has none. UserError: a value is no text."""
-    values = _column(dataset, column, name)
-    captions = [texts(value) for value in values]
-    for row, value in enumerate(values):
-        if captions[row] is None and value is not None:
+def _captions(dataset: Table, column: str, name: str) -> Iterator[list[str] | None]:
+    for row, value in enumerate(_column(dataset, column, name)):
+        captions = texts(value)
+        if captions is None and value is not None:
             raise UserError(
                 f"row {row} of column {column!r} of {name!r} is no text; type --text_column with the text's"
             )
-    return captions
+        yield captions
 
 
 def _undecoded(dataset: Table, column: str, name: str) -> Table:

@@ -5,7 +5,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,50 +54,66 @@ class Sample(NamedTuple):
         return "audio" if self.file.lower().endswith(SOUNDS) else "image"
 
     @property
+    def caption(self) -> str:
+        """The first of its captions."""
+        return self.captions[0]
+
+    @property
     def path(self) -> str | None:
         """The file that holds the row; None for a row that is known by its number."""
         path = self.place.path if isinstance(self.place, Span) else self.place
         return path if isinstance(path, str) else None
 
 
+class Lost(NamedTuple):
+    """What cannot become a row, such as the rest of a tar that is cut, or a caption that is no text."""
+
+    id: str
+    path: str
+    why: str
+
+
 class Opened(NamedTuple):
     """What an opening function returns.
 
-    The data set's name, all its rows, how to read one, the `data_root` it used, the {"id", "path", "why"} of what
-    cannot become rows (a cut tar, a caption that is no text), what besides ids and dates of files tells one version
-    from another, and the files that the rows were read from besides those that `samples` name.
+    The data set's name, all its rows, how to read one, and the `data_root` it used. Among the rows may be what is
+    lost, and lines for the user. They are read once, and not at all where an index of them is kept (index.py), so
+    whatever takes long is left to their iterator. `files` are those that decide the rows: listings, tables, shards;
+    `version` is what else tells one state of the data set from another. Where ids repeat, `apart` gives each row an
+    id of its own, or else `id_help` says what the user can do.
     """
 
     name: str
-    samples: list[Sample]
+    rows: Iterable[Sample | Lost | str]
     read: Read
     data_root: str | None
-    damaged: Sequence[dict[str, str]] = ()
     version: str = ""
     files: Sequence[str] = ()
+    apart: Callable[[Sample], Sample] | None = None
+    id_help: str = "every row needs its own"
 
 
-def writable(opened: Opened) -> Opened:
-    """The same with texts that can be written as UTF-8, which happens hours later, and without byte order marks.
+def writable(rows: Iterable[Sample | Lost | str], name: str) -> Iterator[Sample | Lost | str]:
+    """The rows of data set `name` with texts that can be written as UTF-8, and without byte order marks.
 
     Unpaired surrogates come from file names in other encodings and from cut JSON. In names they are spelled out
     as \\udce9, so that names stay apart; in captions they become U+FFFD, and a line says so.
     """
     replaced = 0
-    samples = []
-    for sample in opened.samples:
-        captions = [*map(trimmed, sample.captions)]
-        joined = "".join([sample.id, sample.file, *captions])
-        if not joined.isascii() and re.search(SURROGATES, joined):
-            whole = [re.sub(SURROGATES, "\ufffd", text) for text in captions]
-            replaced += whole != captions
-            sample = sample._replace(id=_spelled(sample.id), file=_spelled(sample.file))
-            captions = whole
-        samples.append(sample._replace(captions=captions))
+    for row in rows:
+        if isinstance(row, Sample):
+            captions = [*map(trimmed, row.captions)]
+            joined = "".join([row.id, row.file, *captions])
+            if not joined.isascii() and re.search(SURROGATES, joined):
+                whole = [re.sub(SURROGATES, "\ufffd", text) for text in captions]
+                replaced += whole != captions
+                row = row._replace(id=spelled(row.id), file=spelled(row.file))
+                captions = whole
+            yield row._replace(captions=captions)
+        else:
+            yield Lost(*map(spelled, row)) if isinstance(row, Lost) else row
     if replaced:
-        say(f"{opened.name}: captions of {replaced} rows hold unpaired surrogates, which become \ufffd")
-    damaged = [{key: _spelled(text) for key, text in item.items()} for item in opened.damaged]
-    return opened._replace(name=_spelled(opened.name), samples=samples, damaged=damaged)
+        yield f"{name}: captions of {replaced} rows hold unpaired surrogates, which become \ufffd"
 
 
 def trimmed(text: str) -> str:
@@ -105,7 +121,8 @@ def trimmed(text: str) -> str:
     return text.strip().removeprefix("\ufeff").strip()
 
 
-def _spelled(text: str) -> str:
+def spelled(text: str) -> str:
+    """A text with its unpaired surrogates spelled out."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -120,10 +137,10 @@ def say(message: str):
     print(message, file=sys.stderr)
 
 
-def say_without_caption(kind: str, items: str, found: int, used: int):
-    """Say how many of the items found lack a caption, if any do."""
+def without_caption(kind: str, items: str, found: int, used: int) -> Iterator[str]:
+    """A line that says how many of the items found lack a caption, if any do."""
     if used < found:
-        say(f"{kind}: {found - used} of {found} {items} have no caption and are left out")
+        yield f"{kind}: {found - used} of {found} {items} have no caption and are left out"
 
 
 def name_of(folder: str | Path) -> str:

@@ -1,12 +1,12 @@
 """Captions alone, for studies of text encoders: a file with one a line, or a .jsonl."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from plumbing.errors import UserError
 from sources.folder import CAPTION_KEYS
-from sources.opened import Opened, Sample, reason, say, texts, trimmed
+from sources.opened import Opened, Sample, reason, texts, trimmed, without_caption
 
 Row = tuple[str | None, list[str]]  # an id where the line has one, and the captions
 
@@ -31,31 +31,40 @@ def open_text(location: str | None) -> Opened:
         raise UserError(
             f"--data_root {location} is neither .txt nor .jsonl: {NEEDED} (tables: --dataset folder, hf:FILE)"
         )
-    lines = _lines(file)
-    rows = {number: read(f"{file}:{number}", line) for number, line in enumerate(lines, 1) if trimmed(line)}
-    rows = {number: row for number, row in rows.items() if any(map(trimmed, row[1]))}
-    if not rows:
-        raise UserError(f"{location} holds no caption: {NEEDED}")
-    if len(rows) < len(lines):
-        say(f"text: {len(lines) - len(rows)} of {len(lines)} lines have no caption and are left out")
-    samples = [Sample(row_id, "", captions, number) for number, row_id, captions in _with_ids(location, rows)]
-    return Opened(file.stem, samples, _no_picture, location, files=[location])
+    return Opened(file.stem, _rows(file, read), _no_picture, location, files=[location])
 
 
-def _lines(file: Path) -> list[str]:
-    """The lines of a file. Only a line feed ends one (with a carriage return before it, if any)."""
-    found = file.read_bytes().split(b"\n")
-    if not found[-1]:
-        found.pop()
-    lines = []
-    for number, line in enumerate(found, 1):
-        try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as why:
-            raise UserError(
-                f"{file}:{number}: not UTF-8 text ({reason(why)}); save the file as UTF-8"
-            ) from why
-    return lines
+def _rows(file: Path, read: Callable[[str, str], Row]) -> Iterator[Sample | str]:
+    n_lines = used = 0
+    numbered = None  # whether ids are the numbers of the lines
+    for n_lines, line in _lines(file):
+        row_id, captions = read(f"{file}:{n_lines}", line) if trimmed(line) else (None, [])
+        if not any(map(trimmed, captions)):
+            continue
+        if numbered not in (None, row_id is None):
+            which = (
+                "an id, which the lines before it lack"
+                if numbered
+                else "no id, which the lines before it have"
+            )
+            raise UserError(f"{file}:{n_lines} has {which}: give every line an id, or none")
+        numbered, used = row_id is None, used + 1
+        yield Sample(str(n_lines) if row_id is None else row_id, "", captions, n_lines)
+    if not used:
+        raise UserError(f"{file} holds no caption: {NEEDED}")
+    yield from without_caption("text", "lines", n_lines, used)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The number and text of each line. Only a line feed ends one (with a carriage return before it, if any)."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, line.removesuffix(b"\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as why:
+                raise UserError(
+                    f"{file}:{number}: not UTF-8 text ({reason(why)}); save the file as UTF-8"
+                ) from why
 
 
 def _plain_row(_: str, line: str) -> Row:
@@ -76,20 +85,6 @@ def _jsonl_row(where: str, line: str) -> Row:
             f'{where}: needs {{"id": "a", "caption": "…"}}, the id a text or a whole number, or left out'
         )
     return (str(row_id) if is_id else None), captions
-
-
-def _with_ids(location: str, rows: dict[int, Row]) -> Iterator[tuple[int, str, list[str]]]:
-    """Each row's line, id and captions."""
-    numbered = next(iter(rows.values()))[0] is None
-    for number, (row_id, captions) in rows.items():
-        if (row_id is None) != numbered:
-            which = (
-                "an id, which the lines before it lack"
-                if numbered
-                else "no id, which the lines before it have"
-            )
-            raise UserError(f"{location}:{number} has {which}: give every line an id, or none")
-        yield number, str(number) if row_id is None else row_id, captions
 
 
 def _no_picture(place: int) -> bytes:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,37 +15,42 @@ from plumbing import files
 from sources.media import DECODERS
 from sources.opened import BROKEN, Opened, Read, Sample, reason
 
+AT_ONCE = 4096  # items that wait for a thread: each is an object in memory
 
-def find_unreadable(opened: Opened, samples: list[Sample]) -> list[dict[str, str]]:
-    """The {"id", "path", "why"} of what is damaged and of the items that fail to decode, in row order.
+
+def find_unreadable(opened: Opened, samples: Sequence[Sample]) -> list[dict[str, str]]:
+    """The {"id", "path", "why"} of the items that fail to decode, in row order.
 
     The list is kept in the user's cache under a key made of ids, sizes and dates, so that the text run leaves out
     what the image run did, and twenty encoders do not scan the same pictures twenty times.
     """
-    samples = [sample for sample in samples if sample.side != "text"]  # captions are read already
-    if not samples:
-        return [*opened.damaged]
+    if len(samples) and samples[0].side == "text":  # captions are read already
+        return []
     path = cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = scan(opened.read, samples)
         _keep(path, found)
-    return [*opened.damaged, *found]
+    return found
 
 
-def scan(read: Read, samples: list[Sample]) -> list[dict[str, str]]:
+def scan(read: Read, samples: Sequence[Sample]) -> list[dict[str, str]]:
     """Decode every item, on all cores; the {"id", "path", "why"} of those that fail, in row order."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside Python's lock
-        reasons = pool.map(functools.partial(_why_unreadable, read), samples)
-        reasons = list(tqdm(reasons, "looking for unreadable items", len(samples), unit="item"))
-    return [
-        {"id": sample.id, "path": sample.file, "why": why}
-        for sample, why in zip(samples, reasons, strict=True)
-        if why
-    ]
+    why_unreadable, found = functools.partial(_why_unreadable, read), []
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # PIL decodes outside Python's lock
+        tqdm(desc="looking for unreadable items", total=len(samples), unit="item") as progress,
+    ):
+        for start in range(0, len(samples), AT_ONCE):
+            batch = list(samples[start : start + AT_ONCE])
+            for sample, why in zip(batch, pool.map(why_unreadable, batch), strict=True):
+                if why:
+                    found.append({"id": sample.id, "path": sample.file, "why": why})
+                progress.update()
+    return found
 
 
 def _why_unreadable(read: Read, sample: Sample) -> str | None:
@@ -71,9 +77,9 @@ DECODED = (
 )
 
 
-def _version_key(opened: Opened, samples: list[Sample]) -> str:
+def _version_key(opened: Opened, samples: Sequence[Sample]) -> str:
     """sha256 over what decides a scan: the decoder, and each row's id, place, and file size and date."""
-    stamp = functools.cache(file_stamp)
+    stamp = functools.lru_cache(1024)(file_stamp)
     key = hashlib.sha256(f"{DECODED} {Image.__version__} {opened.version}\n".encode())
     for sample in samples:
         line = f"{sample.id} {sample.place} {stamp(sample.path)}\n"

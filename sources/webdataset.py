@@ -5,11 +5,13 @@ import itertools
 import json
 import os
 import re
-import tarfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from plumbing.errors import UserError
-from sources.opened import SOUNDS, Opened, Sample, Span, name_of, reason, say, texts
+from sources.opened import SOUNDS, Lost, Opened, Sample, Span, name_of, reason, spelled, texts
+from sources.tars import Member, members
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 
@@ -26,16 +28,21 @@ def open_webdataset(location: str | None) -> Opened:
             "data set 'webdataset' needs --data_root 'shards/{00000..00009}.tar' or a folder of tars"
         )
     shards = _shards(location)
-    samples, damaged, unpaired = [], [], 0
-    for shard in shards:
-        rows, lost, alone = _read_shard(shard)
-        samples, damaged, unpaired = samples + rows, damaged + lost, unpaired + alone
-    if unpaired:
-        say(f"webdataset: {unpaired} keys lack a picture, a sound or a caption and are left out")
-    if len({sample.id for sample in samples}) < len(samples) and len(shards) > 1:
-        samples = [sample._replace(id=f"{Path(sample.path).stem}/{sample.id}") for sample in samples]
     name = name_of(Path(shards[0]).absolute().parent)
-    return Opened(name, samples, span_bytes, location, damaged)
+    apart = _with_shard if len(shards) > 1 else None
+    return Opened(name, _rows(shards), span_bytes, location, files=shards, apart=apart)
+
+
+def _rows(shards: list[str]) -> Iterator[Sample | Lost | str]:
+    unpaired = 0
+    for shard in shards:
+        unpaired += yield from _read_shard(shard)
+    if unpaired:
+        yield f"webdataset: {unpaired} keys lack a picture, a sound or a caption and are left out"
+
+
+def _with_shard(sample: Sample) -> Sample:
+    return sample._replace(id=spelled(f"{Path(str(sample.path)).stem}/{sample.id}"))
 
 
 def _shards(pattern: str) -> list[str]:
@@ -77,58 +84,42 @@ def expanded(pattern: str) -> list[str]:
     return [head + choice + tail for choice, tail in itertools.product(choices, tails)]
 
 
-def _read_shard(shard: str) -> tuple[list[Sample], list[dict[str, str]], int]:
-    """A shard's rows, the {"id", "path", "why"} of what in it is damaged, and the number of its unpaired keys."""
-    members, why = _members(shard)
-    samples, damaged = [], []
-    for key, spans in members.items():
-        name = f"{Path(shard).name}/{key}"
-        file = next((suffix for suffix in spans if suffix in PICTURES + SOUNDS), None)
-        text = next((suffix for suffix in (".txt", ".json") if suffix in spans), None)
-        if file is None or text is None:
-            continue
-        try:
-            captions = _captions(span_bytes(spans[text]), text)
-        except (ValueError, AttributeError) as no_caption:
-            lost = f"holds no caption ({reason(no_caption)})"
-            damaged.append({"id": name + text, "path": name + text, "why": lost})
-            continue
-        if captions is not None:
-            samples.append(Sample(key, name + file, captions, spans[file]))
-    unpaired = len(members) - len(samples) - len(damaged)
-    return samples, damaged + ([{"id": shard, "path": shard, "why": why}] if why else []), unpaired
-
-
-def _members(shard: str) -> tuple[dict[str, dict[str, Span]], str | None]:
-    """A shard's files as {key: {suffix: span}} in its order, and why the rest of it is lost, if it is."""
-    members: dict[str, dict[str, Span]] = {}
-    end, length = 0, os.path.getsize(shard)
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in filter(tarfile.TarInfo.isreg, tar):
-                end = member.offset_data + member.size
-                if end > length:
-                    break
-                folder, name = os.path.split(member.name)
-                stem, _, suffix = name.partition(".")  # by the format's rule the first dot ends the key
-                span = Span(shard, member.offset_data, member.size)
-                files = members.setdefault(os.path.join(folder, stem), {})
-                if files.setdefault(f".{suffix.lower()}", span) != span:
-                    raise UserError(f"{shard} has {member.name!r} twice; a key may occur once in a shard")
-    except tarfile.ReadError as why:
-        return members, _cut(members) if members else f"not a whole, uncompressed tar ({reason(why)})"
-    return members, None if _closed(shard, end) else _cut(members)
-
-
-def _closed(shard: str, end: int) -> bool:
-    """Whether the tar has its end mark, a block of zeros, after the content that ends at byte `end`."""
+def _read_shard(shard: str) -> Generator[Sample | Lost, None, int]:
+    """Yield a shard's rows, and what is lost of it; returns the number of its unpaired keys."""
+    found, why = members(Path(shard))
+    unpaired = 0
     with open(shard, "rb") as tar:
-        tar.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        return tar.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        for key, spans in _by_key(shard, found).items():
+            name = f"{os.path.basename(shard)}/{key}"
+            file = next((suffix for suffix in spans if suffix in PICTURES + SOUNDS), None)
+            text = next((suffix for suffix in (".txt", ".json") if suffix in spans), None)
+            captions = None
+            if file and text:
+                try:
+                    captions = _captions(_content(tar, spans[text]), text)
+                except (ValueError, AttributeError) as no_caption:
+                    yield Lost(name + text, name + text, f"holds no caption ({reason(no_caption)})")
+                    continue
+            if file and captions is not None:
+                yield Sample(key, name + file, captions, spans[file])
+            else:
+                unpaired += 1
+    if why:
+        yield Lost(shard, shard, why)
+    return unpaired
 
 
-def _cut(members: dict[str, dict[str, Span]]) -> str:
-    return f"the tar is cut short after key {next(reversed(members), None)!r}"
+def _by_key(shard: str, found: list[Member]) -> dict[str, dict[str, Span]]:
+    """A shard's files as {key: {suffix: span}} in its order."""
+    keys: dict[str, dict[str, Span]] = {}
+    for member in found:
+        folder, name = os.path.split(member.name)
+        stem, _, suffix = name.partition(".")  # by the format's rule the first dot ends the key
+        span = Span(shard, member.offset, member.size)
+        files = keys.setdefault(os.path.join(folder, stem), {})
+        if files.setdefault(f".{suffix.lower()}", span) != span:
+            raise UserError(f"{shard} has {member.name!r} twice; a key may occur once in a shard")
+    return keys
 
 
 def _captions(content: bytes, suffix: str) -> list[str] | None:
@@ -140,8 +131,12 @@ def _captions(content: bytes, suffix: str) -> list[str] | None:
 def span_bytes(span: Span) -> bytes:
     """The content of a member of a tar."""
     with open(span.path, "rb") as tar:
-        tar.seek(span.offset)
-        content = tar.read(span.size)
+        return _content(tar, span)
+
+
+def _content(tar: BinaryIO, span: Span) -> bytes:
+    tar.seek(span.offset)
+    content = tar.read(span.size)
     if len(content) < span.size:
         raise OSError(f"{span.path} ends within it")
     return content

@@ -2,14 +2,25 @@
 
 import json
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes run side by side
 os.environ.setdefault("MPLBACKEND", "Agg")
+# An index of every data set that is opened is kept in the cache, which is not to be the user's; but matplotlib's list
+# of fonts is, since it takes long to make.
+os.environ.setdefault("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 
 import pytest
 from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+
 
 NOUNS = ["wrappedmodels", "sae", "saelens", "data", "features", "parts", "original"]
 install_import_hook(

@@ -116,7 +116,9 @@ def test_hf_mistakes_name_what_there_is(tmp_path, hub_cache):
         open_pairs(birds, image_column="caption", id_column="none")
     with pytest.raises(UserError, match=r"row 0 of column 'image' .* is no text; type --text_column"):
         open_pairs(birds, text_column="image", id_column="none")
-    with pytest.raises(UserError, match=r"'id' of .* has 'x' twice; --id_column none numbers the rows"):
+    with pytest.raises(
+        UserError, match=r"id 'x' occurs twice, in rows 0 and 2; --id_column none numbers the rows"
+    ):
         open_pairs(birds)
     assert open_pairs(birds, id_column="none").ids == ["0", "1", "2"]
     hf_table(hub_cache, id=["x", None, None]).to_parquet(tmp_path / "nameless.parquet")
