@@ -11,10 +11,9 @@ import numpy as np
 
 from comparing.found import TIE
 from comparing.pearson import add_products
-from plumbing.compiled import compiled
+from plumbing.compiled import compiled, higher
 
-TARGETS = 2048  # target features whose correlations with a source feature are worked out at once: they stay in the cache
-np.empty(0), np.empty(0, np.int64)
+TARGETS = 512  # target features whose correlations with a source feature are worked out at once
 
 
 @compiled(fastmath={"nnan", "nsz", "contract"})
@@ -22,7 +21,7 @@ np.empty(0), np.empty(0, np.int64)
 def highest_of(r):
     highest = -2.0
     for j in range(r.size):
-        highest = max(highest, r[j])
+        highest = higher(highest, r[j])
     return highest
 
 
@@ -47,80 +46,107 @@ def to_r(products, n, mean, inverse_sd, target_mean, target_inverse_sd, r):
 @no_type_check
 def _raise_floor(r, floor):
     for j in range(r.size):
-        floor[j] = max(floor[j], r[j])
+        floor[j] = higher(floor[j], r[j])
 
 
 @compiled(fastmath={"nnan", "nsz", "contract"})
 @no_type_check
-def _most_above(r, rho):
-    above = -4.0
+def _correlate(products, n, mean, inverse_sd, target_mean, target_inverse_sd, rho, r):
+    """Fill r; returns the highest, and by how much most a target has more than its `rho` so far."""
+    own, scale, highest, above = mean * n, inverse_sd / max(n, 1.0), -2.0, -4.0
     for j in range(r.size):
-        above = max(above, r[j] - rho[j])
-    return above
+        value = (products[j] - own * target_mean[j]) * (target_inverse_sd[j] * scale)
+        r[j] = value
+        highest = higher(highest, value)
+        above = higher(above, value - rho[j])
+    return highest, above
 
 
 @compiled()
 @no_type_check
-def _keep_back(feature, r, other, rho, match, crossed):
-    """The targets' best sources; `other` is r on the other half, kept where this source is the best so far."""
-    if _most_above(r, rho) > TIE:  # seldom, and found out at once for many targets
-        for j in range(r.size):
-            if r[j] > rho[j] + TIE:
-                rho[j], match[j] = r[j], feature
-                if crossed.size:
-                    crossed[j] = other[j]
+def _keep_own(feature, first, part, highest, r, best):
+    """A source feature's best partner so far, among the targets from `first` on."""
+    rho, match, crossed, _ = best
+    if highest > rho[part, feature] + TIE:
+        place = first_at(r[part], highest - TIE)
+        rho[part, feature], match[part, feature] = highest, first + place
+        if part:
+            crossed[part - 1, feature] = r[3 - part, place]
 
 
 @compiled()
 @no_type_check
-def _keep_split(feature, counts, n_counted, products, r, source, target, best, back):
-    """One source feature's products of both halves as correlations: its own maxima, and the targets'."""
+def _keep_back(feature, first, part, r, back):
+    """The targets' best source features so far, with r on the other half."""
+    rho, match, crossed, _ = back
+    for j in range(r.shape[1]):
+        if r[part, j] > rho[part, first + j] + TIE:
+            rho[part, first + j], match[part, first + j] = r[part, j], feature
+            if part:
+                crossed[part - 1, first + j] = r[3 - part, j]
+
+
+@compiled()
+@no_type_check
+def _keep_split(feature, n_counted, products, r, source, target, best, back):
+    """One source feature's products of both halves as correlations with the first `n_counted` targets: both maxima."""
     n, mean, inverse_sd = source
     _, t_mean, t_inverse_sd = target
-    best_rho, best_match, best_crossed, best_every = best
-    back_rho, back_match, back_crossed, back_every = back
-    for first in range(0, products.shape[1], TARGETS):
-        last = min(first + TARGETS, products.shape[1])
-        counted = min(max(n_counted - first, 0), last - first) if counts else 0
-        whole, one, two = products[0, first:last], products[1, first:last], products[2, first:last]
-        for j in range(whole.size):
-            whole[j] = one[j] + two[j]
-        for part in range(3 if counted else 1):
-            stats, out = (t_mean[part, first:last], t_inverse_sd[part, first:last]), r[part, : last - first]
+    highest, above = np.empty(3), np.empty(3)
+    for first in range(0, n_counted, TARGETS):
+        last = min(first + TARGETS, n_counted)
+        block = r[:, : last - first]
+        for part in range(3):
             own = n[part], mean[part, feature], inverse_sd[part, feature]
-            to_r(products[part, first:last], *own, *stats, out)
-        best_every[feature] = max(best_every[feature], highest_of(r[0, : last - first]))
-        _raise_floor(r[0, counted : last - first], back_every[first + counted : last])
-        for part in range(3 if counted else 0):
-            highest = highest_of(r[part, :counted]) if inverse_sd[part, feature] > 0 else -2.0
-            if highest > best_rho[part, feature] + TIE:
-                place = first_at(r[part, :counted], highest - TIE)
-                best_rho[part, feature], best_match[part, feature] = highest, first + place
-                if part:
-                    best_crossed[part - 1, feature] = r[3 - part, place]
-            cross = back_crossed[max(part - 1, 0), first : first + counted if part else first]
-            own_back = back_rho[part, first : first + counted], back_match[part, first : first + counted]
-            _keep_back(feature, r[part, :counted], r[3 - part if part else 0, :counted], *own_back, cross)
+            stats = t_mean[part, first:last], t_inverse_sd[part, first:last], back[0][part, first:last]
+            highest[part], above[part] = _correlate(products[part, first:last], *own, *stats, block[part])
+        best[3][feature] = max(best[3][feature], highest[0])
+        for part in range(3):
+            if inverse_sd[part, feature] > 0:
+                _keep_own(feature, first, part, highest[part], block, best)
+            if above[part] > TIE:  # seldom
+                _keep_back(feature, first, part, block, back)
+
+
+@compiled()
+@no_type_check
+def _keep_floor(feature, start, products, r, source, target, every, floor):
+    """The highest r of all rows with the targets from `start` on, for the source feature and for the targets."""
+    own = source[0][0], source[1][0, feature], source[2][0, feature]
+    for first in range(start, products.size, TARGETS):
+        last = min(first + TARGETS, products.size)
+        stats = target[1][0, first:last], target[2][0, first:last], floor[first:last]
+        highest, above = _correlate(products[first:last], *own, *stats, r[: last - first])
+        every[feature] = max(every[feature], highest)
+        if above > 0:
+            _raise_floor(r[: last - first], floor[first:last])
+
+
+@compiled()
+@no_type_check
+def _keep_halves(feature, counts, n_counted, products, r, source, target, best, back):
+    """One source feature's products of both halves as correlations: its own maxima, and the targets'."""
+    whole, one, two = products
+    for j in range(whole.size):
+        whole[j] = one[j] + two[j]
+    n_counted = n_counted if counts else 0
+    _keep_split(feature, n_counted, products, r, source, target, best, back)
+    _keep_floor(feature, n_counted, whole, r[0], source, target, best[3], back[3])
 
 
 @compiled()
 @no_type_check
 def _keep_whole(feature, counts, n_counted, products, r, source, target, best, back):
     """The same of all rows alone, and of no partners: what a permuted pass keeps."""
-    n, mean, inverse_sd = source
-    _, t_mean, t_inverse_sd = target
     (best_rho, best_every), (back_rho, back_every) = best, back
-    for first in range(0, products.size, TARGETS):
-        last = min(first + TARGETS, products.size)
-        counted = min(max(n_counted - first, 0), last - first)
-        stats, out = (t_mean[0, first:last], t_inverse_sd[0, first:last]), r[: last - first]
-        to_r(products[first:last], n[0], mean[0, feature], inverse_sd[0, feature], *stats, out)
-        highest = highest_of(out[:counted])
-        best_every[feature] = max(best_every[feature], highest, highest_of(out[counted:]))
-        _raise_floor(out[counted:], back_every[first + counted : last])
-        _raise_floor(out[:counted], (back_rho if counts else back_every)[first : first + counted])
-        if counts and inverse_sd[0, feature] > 0:
-            best_rho[feature] = max(best_rho[feature], highest)
+    if not counts:
+        _keep_floor(feature, 0, products, r, source, target, best_every, back_every)
+        return
+    _keep_floor(feature, 0, products[:n_counted], r, source, target, best_rho, back_rho)
+    best_every[feature] = max(best_every[feature], best_rho[feature])
+    _keep_floor(feature, n_counted, products, r, source, target, best_every, back_every)
+    if source[2][0, feature] == 0:
+        best_rho[feature] = -2.0  # constant: it has no partner
 
 
 @compiled()
@@ -132,7 +158,7 @@ def split_maxima(first, last, by_half, by_row, counts, n_counted, source, target
         products[1:] = 0
         add_products(2 * feature, by_half, by_row, products[1])
         add_products(2 * feature + 1, by_half, by_row, products[2])
-        _keep_split(feature, counts[feature], n_counted, products, r, source, target, best, back)
+        _keep_halves(feature, counts[feature], n_counted, products, r, source, target, best, back)
 
 
 @compiled()
@@ -153,7 +179,7 @@ def split_maxima_of(first, last, summed, order, counts, n_counted, source, targe
     products, r = np.empty((3, order.size)), np.empty((3, TARGETS))
     for feature in range(first, last):
         products[1], products[2] = summed[0, feature][order], summed[1, feature][order]
-        _keep_split(feature, counts[feature], n_counted, products, r, source, target, best, back)
+        _keep_halves(feature, counts[feature], n_counted, products, r, source, target, best, back)
 
 
 @compiled()

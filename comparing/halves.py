@@ -88,7 +88,8 @@ class Spread(NamedTuple):
     inverse_sd: np.ndarray
 
     def of(self, features: np.ndarray | slice) -> "Spread":
-        return Spread(self.n, self.mean[:, features], self.inverse_sd[:, features])
+        chosen = (np.ascontiguousarray(array[:, features]) for array in (self.mean, self.inverse_sd))
+        return Spread(self.n, *chosen)
 
 
 class Side:
