@@ -67,20 +67,16 @@ class Texts(Sequence[str]):
 
         return Texts(compute.utf8_lower(compute.utf8_trim_whitespace(self.column)))
 
+    def encoded(self) -> "Iterator[bytes]":
+        """The texts in UTF-8."""
+        for chunk in self.column.chunks:
+            yield from chunk.cast("large_binary").to_pylist()
+
     def lengths(self) -> "np.ndarray":
         """The bytes of each text, int [row]."""
         import pyarrow.compute as compute
 
         return _to_numpy(compute.binary_length(self.column).chunks)
-
-    def n_words(self) -> "np.ndarray":
-        """The words of each text, int [row]."""
-        import numpy as np
-        import pyarrow.compute as compute
-
-        trimmed = Texts(compute.utf8_trim_whitespace(self.column))
-        words = compute.list_value_length(compute.utf8_split_whitespace(trimmed.column))
-        return np.where(trimmed.lengths() > 0, _to_numpy(words.chunks), 0)  # splitting "" gives one word
 
     def numbered(self) -> "tuple[np.ndarray, Texts]":
         """The number of each row's text among the distinct ones, int [row], and these, by first appearance."""

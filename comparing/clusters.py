@@ -181,7 +181,7 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> list[str]:
 def strata_of(name: str, samples: Samples) -> Texts | np.ndarray:
     """The stratum of each row of samples.jsonl: CAPTION_WORDS, or the value of a column."""
     if name == CAPTION_WORDS:
-        strata = samples.captions.n_words()
+        strata = np.array([len(caption.split()) for caption in samples.captions])
     elif name in (columns := samples.columns()):
         strata = samples.column(name)
     else:
@@ -203,7 +203,7 @@ def check(clusters: Clusters):
 
 
 def _hashes(names: Sequence[str]) -> UInt64[np.ndarray, " row"]:
-    found = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
+    found = b"".join([hashlib.blake2b(name, digest_size=8).digest() for name in _texts(names).encoded()])
     return np.frombuffer(found, "<u8").astype(np.uint64)
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from comparing.clusters import FLOOR_SEED, Clusters
 from comparing.codes import Codes
 from comparing.found import Found, Matched, Shuffled, weighted
-from comparing.halves import Moments, Side
+from comparing.halves import Side
 from comparing.heldout import matched, shuffled
 from comparing.results import Drivers, Nuisance
 
@@ -21,17 +21,11 @@ def square_root(codes: Codes) -> Codes:
 
 def rooted(side: Side) -> Side:
     """A Side of sqrt(x), its layout taken over from that of x."""
-    found, moments = Side(square_root(side.codes), side.half, side.min_active), side.moments
+    found = Side(square_root(side.codes), side.half, side.min_active)
     if side.codes.is_sparse:
-        starts, features, values = side.by_row
-        values = np.sqrt(values)
-        column = 2 * side.order[features] + np.repeat(side.half, np.diff(starts))
-        total = np.bincount(column, values, 2 * side.n_features).reshape(-1, 2).T
-        high = np.sqrt(moments.high)
-        found.by_row = starts, features, values
-        found.moments = Moments(
-            moments.n, total, moments.total, moments.square, moments.active, np.sqrt(moments.low), high
-        )
+        (starts, rows, values), (row_starts, features, row_values) = side.by_half, side.by_row
+        found.rows, found.by_half = side.rows, (starts, rows, np.sqrt(values))
+        found.order, found.by_row = side.order, (row_starts, features, np.sqrt(row_values))
     return found
 
 
@@ -70,7 +64,7 @@ def mutual(match: np.ndarray, back: np.ndarray, counts: Bool[np.ndarray, " sourc
 def nuisance(source: Side, target: Side, found: Found, within: np.ndarray | None = None) -> Nuisance:
     """`nuisance_of` two layers in memory; `within` is `permutation` with strata, `found` what their passes found."""
     chosen = sampled(found.facts.counted)
-    few = _columns(source, chosen)
+    few = source.columns(chosen)
     roots = [rooted(side) for side in (few, target)]
     by_strata = None if within is None else shuffled(few, target, within)[0]
     return nuisance_of(found, chosen, by_strata, matched(*roots)[0], roots[0].total)
@@ -99,7 +93,3 @@ def sampled(counts: Bool[np.ndarray, " feature"]) -> np.ndarray:
     features = np.flatnonzero(counts)
     size = min(len(features), max(SAMPLE_LEAST, round(SAMPLE * len(features))))
     return np.sort(np.random.default_rng(FLOOR_SEED).choice(features, size, replace=False))
-
-
-def _columns(side: Side, features: np.ndarray) -> Side:
-    return Side(Codes(side.codes.matrix[:, features]), side.half, side.min_active)

@@ -8,7 +8,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Int, UInt8
 
 from comparing.codes import AddUp, Codes, Entries, Matrix, as_codes
-from plumbing.compiled import compiled
+from plumbing.compiled import compiled, prefetch
 
 MIN_ACTIVE = 10  # rows that a feature is active on, to count
 
@@ -37,13 +37,21 @@ class Moments(NamedTuple):
     @staticmethod
     def of(codes: Matrix | Codes, half: UInt8[np.ndarray, " row"]) -> "Moments":
         """The sums of a block of rows, scipy sparse or numpy [row, feature]."""
-        codes, found = as_codes(codes), Moments.of_nothing(as_codes(codes).n_features)
-        stored = np.zeros(found.total.shape, np.int64)
-        _add_moments(codes.by_row, half, *found[1:], stored)
+        return Moments.of_entries(by_half(as_codes(codes), half), half)
+
+    @staticmethod
+    def of_entries(entries: Entries, half: UInt8[np.ndarray, " row"]) -> "Moments":
+        """The same from `by_half` of them."""
+        starts, _, values = entries
+        found = Moments.of_nothing(len(starts) // 2)
         found.n[:] = np.bincount(half, minlength=2)
-        gaps = stored < found.n[:, None]  # where a row holds no entry, the activation is 0
+        _add_moments(starts, values, *found[1:])
+        gaps = found.n[:, None] > np.diff(starts).reshape(-1, 2).T  # where a row holds no entry, x is 0
         found.low[gaps], found.high[gaps] = np.minimum(found.low[gaps], 0), np.maximum(found.high[gaps], 0)
         return found
+
+    def of_features(self, features: np.ndarray) -> "Moments":
+        return Moments(self.n, *(array[:, features] for array in self[1:]))
 
     def plus(self, other: "Moments") -> "Moments":
         n, total, square, fourth, active = (a + b for a, b in zip(self[:5], other[:5], strict=True))
@@ -96,6 +104,7 @@ class Side:
     """One layer of one run, held for the pass: one `Side` serves all pairs of its layer.
 
     `codes` is Codes, scipy sparse or numpy [row, feature]; `half` 0 or 1 [row], the same for all layers and runs.
+    Its entries lie half by half, so that a pass over one half goes through memory in one direction.
     """
 
     def __init__(self, codes: Matrix | Codes, half: UInt8[np.ndarray, " row"], min_active: int = MIN_ACTIVE):
@@ -105,7 +114,7 @@ class Side:
 
     @functools.cached_property
     def moments(self) -> Moments:
-        return Moments.of(self.codes, self.half)
+        return Moments.of_entries(self.by_half, self.half)
 
     @functools.cached_property
     def spread(self) -> Spread:
@@ -126,9 +135,14 @@ class Side:
         return np.argsort(~self.counted, kind="stable")
 
     @functools.cached_property
+    def rows(self) -> Int[np.ndarray, " place"]:
+        """The row in each place of `by_half` and `by_row`: those of the first half first."""
+        return np.argsort(self.half, kind="stable")
+
+    @functools.cached_property
     def by_half(self) -> Entries:
-        """Starts, rows and activations, feature by feature: entries 2i are of the first half, 2i + 1 of the second."""
-        return by_half(self.codes, self.half)
+        """Starts, places of rows and activations, feature by feature: entries 2i are of the first half, 2i + 1 of the second."""
+        return by_half(self.codes, self.half, self.rows)
 
     @functools.cached_property
     def by_feature(self) -> Entries:
@@ -138,19 +152,46 @@ class Side:
 
     @functools.cached_property
     def by_row(self) -> Entries:
-        """Starts, features by their place in `order`, and activations, row by row."""
+        """Starts, features by their place in `order`, and activations, row by row in the order of `rows`."""
+        return self._moved(self.rows)
+
+    def beside(self, partner: Int[np.ndarray, " row"]) -> Entries:
+        """`by_row` of the rows `partner`, beside the other side's: quicker than to look each up where it lies."""
+        return self._moved(partner[self.rows])
+
+    def _moved(self, order: Int[np.ndarray, " place"]) -> Entries:
         starts, features, values = self.codes.by_row
         place = np.empty(self.n_features, features.dtype)
         place[self.order] = np.arange(self.n_features)
-        return starts, place[features], values
-
-    def rows_in(self, order: Int[np.ndarray, " row"]) -> Entries:
-        """`by_row` with the rows in another order: quicker than to look each up where it lies."""
-        starts, features, values = self.by_row
         moved = np.zeros(len(starts), np.int64)
         np.cumsum(np.diff(starts)[order], out=moved[1:])
         found = moved, np.empty_like(features), np.empty_like(values)
-        _move_rows(np.asarray(order, np.int64), starts, features, values, *found)
+        _move_rows(order, place, starts, features, values, *found)
+        return found
+
+    def moved_to(self, partner: Int[np.ndarray, " row"]) -> Entries:
+        """`by_feature` with each row n in the place of row `partner[n]` of the other side."""
+        starts, rows, values = self.by_feature
+        place = np.empty(len(self.rows), rows.dtype)
+        place[self.rows] = np.arange(len(self.rows))
+        return starts, place[partner[self.rows]][rows], values
+
+    def columns(self, features: Int[np.ndarray, " chosen"]) -> "Side":
+        """Some of the features, their layout taken over."""
+        if not self.codes.is_sparse:
+            return Side(Codes(self.codes.matrix[:, features]), self.half, self.min_active)
+        starts, rows, values = self.by_half
+        wanted = np.concatenate(
+            [np.arange(starts[2 * i], starts[2 * i + 2]) for i in features] or [starts[:0]]
+        )
+        sizes = np.diff(starts).reshape(-1, 2)[features].ravel()
+        entries = np.concatenate([[0], np.cumsum(sizes)]), rows[wanted], values[wanted]
+        shape, columns = (
+            (self.codes.n_rows, len(features)),
+            (entries[2], self.rows[entries[1]], entries[0][::2]),
+        )
+        found = Side(Codes(scipy.sparse.csc_array(columns, shape=shape).tocsr()), self.half, self.min_active)
+        found.rows, found.by_half, found.moments = self.rows, entries, self.moments.of_features(features)
         return found
 
 
@@ -159,36 +200,60 @@ def counted(moments: Moments, min_active: int) -> Bool[np.ndarray, " feature"]:
     return moments.active.sum(0) >= max(min_active, 1)
 
 
-def by_half(codes: Codes, half: np.ndarray) -> Entries:
+def by_half(codes: Codes, half: np.ndarray, rows: np.ndarray | None = None) -> Entries:
+    """The entries feature by feature, each feature's half by half; with `rows` they tell the place of a row in it."""
     starts, features, values = codes.by_row
-    column = 2 * features.astype(np.int32) + np.repeat(half, np.diff(starts))
-    csr = scipy.sparse.csr_array((values, column, starts), shape=(codes.n_rows, 2 * codes.n_features))
-    csc = csr.tocsc()
-    return csc.indptr.astype(np.int64), csc.indices.astype(np.uint32), csc.data
+    rows = np.arange(codes.n_rows) if rows is None else rows
+    found = (
+        np.zeros(2 * codes.n_features + 1, np.int64),
+        np.empty(len(values), np.uint32),
+        np.empty_like(values),
+    )
+    _sort_entries(rows, np.ascontiguousarray(half, np.uint8), starts, features, values, *found)
+    return found
 
 
 @compiled()
 @no_type_check
-def _add_moments(by_row, half, total, square, fourth, active, low, high, stored):
-    starts, features, values = by_row
-    for row in range(starts.size - 1):
-        h = half[row]
+def _sort_entries(rows, half, starts, features, values, found, found_rows, found_values):
+    for row in range(rows.size):
         for entry in range(starts[row], starts[row + 1]):
-            feature, value = features[entry], np.float64(values[entry])
+            found[2 * np.int64(features[entry]) + half[row] + 1] += 1
+    found[:] = np.cumsum(found)
+    free = found.copy()
+    for place in range(rows.size):
+        row = rows[place]
+        for entry in range(starts[row], starts[row + 1]):
+            column = 2 * np.int64(features[entry]) + half[row]
+            found_rows[free[column]], found_values[free[column]] = place, values[entry]
+            free[column] += 1
+
+
+@compiled()
+@no_type_check
+def _add_moments(starts, values, total, square, fourth, active, low, high):
+    for column in range(starts.size - 1):
+        h, feature = column % 2, column // 2
+        for entry in range(starts[column], starts[column + 1]):
+            value = np.float64(values[entry])
             squared = value * value
             total[h, feature] += value
             square[h, feature] += squared
             fourth[h, feature] += squared * squared
             active[h, feature] += value > 0
-            stored[h, feature] += 1
             low[h, feature] = min(low[h, feature], value)
             high[h, feature] = max(high[h, feature], value)
 
 
 @compiled()
 @no_type_check
-def _move_rows(order, starts, features, values, moved, moved_features, moved_values):
+def _move_rows(order, place, starts, features, values, moved, moved_features, moved_values):
     for row in range(order.size):
+        soon = starts[order[min(row + 8, order.size - 1)]]
+        if soon < values.size:  # the rows lie scattered
+            prefetch(features, soon)
+            prefetch(values, soon)
+            prefetch(values, min(soon + 16, values.size - 1))
         shift = starts[order[row]] - moved[row]
         for entry in range(moved[row], moved[row + 1]):
-            moved_features[entry], moved_values[entry] = features[entry + shift], values[entry + shift]
+            moved_features[entry], moved_values[entry] = place[features[entry + shift]], values[entry + shift]

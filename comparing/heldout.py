@@ -43,12 +43,9 @@ def shuffled(source: Side, target: Side, partner: Int[np.ndarray, " row"]) -> tu
         products = Products(source.n_features, target.n_features, halved=False)
         products.add(source.codes, target.codes.take(partner), source.half)
         return products.best(Shuffled, source.min_active)
-    entries, by_row = source.by_feature, target.by_row
     if FEW * source.codes.stored < target.codes.stored:  # moving the source's rows is quicker then
-        entries = Side(source.codes.take(np.argsort(partner)), source.half).by_feature
-    else:
-        by_row = target.rows_in(partner)
-    return _by_loop(Shuffled, whole_maxima, entries, source, target, by_row)
+        return _by_loop(Shuffled, whole_maxima, source.moved_to(partner), source, target, target.by_row)
+    return _by_loop(Shuffled, whole_maxima, source.by_feature, source, target, target.beside(partner))
 
 
 # A compiled loop over the source features `first` to `last`: (first, last, ..., forward, backward).

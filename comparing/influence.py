@@ -92,11 +92,17 @@ def add_influence(
         full += constants[0]
         halves += constants[1:][half]
     layer = slice(start, start + target.n_features)
-    here = np.where((match >= layer.start) & (match < layer.stop), match - start, -1)
-    own = line * (start == 0), square * (start == 0)
-    other = other_line[:, layer].copy(), other_square[:, layer].copy()
-    held = np.zeros(target.n_features)
-    _add_rows(source.by_row, target.by_row, half, *own, here, cross, *other, held, full, halves)
+    here = np.where((match >= layer.start) & (match < layer.stop), match - start, target.n_features)
+    own = _beside(line * (start == 0), square * (start == 0), cross)
+    other = _beside(other_line[:, layer], other_square[:, layer])
+    held = np.zeros(target.n_features + 1)  # the last for features without a partner
+    _add_rows(source.by_row, target.by_row, half, own, _beside(here), other, held, full, halves)
+
+
+def _beside(*arrays: np.ndarray) -> np.ndarray:
+    """Arrays [part, feature] as one [half, feature, 2 x array]: what a row needs of a feature, of the whole and of its half."""
+    stacked = np.stack(arrays, axis=-1)
+    return np.stack([np.concatenate([stacked[0], stacked[part]], axis=-1) for part in (1, 2)])
 
 
 def influence(source: Side, targets: Sequence[Side], found: Matched) -> Influence:
@@ -160,7 +166,7 @@ def feature_errors(
     source: Side, targets: Sequence[Side], found: Matched, clusters: Clusters
 ) -> Float[np.ndarray, " feature"]:
     """The standard error of each feature's held-out correlation, by cluster."""
-    squares, start = np.zeros(source.n_features), 0
+    squares, start, ids = np.zeros(source.n_features), 0, clusters.ids[source.rows]
     for target in targets:
         for part, other in ((1, 2), (2, 1)):
             sizes = np.bincount(clusters.ids[source.half == part - 1], minlength=clusters.n).astype(float)
@@ -168,7 +174,7 @@ def feature_errors(
             here = np.where((match >= start) & (match < start + target.n_features), match - start, -1)
             spreads = [(side.spread.mean[part], side.spread.inverse_sd[part]) for side in (source, target)]
             fixed = (source.by_half, target.by_half, here, found.crossed[other - 1], *spreads)
-            _add_squares(part - 1, *fixed, clusters.ids, sizes, max(source.spread.n[part], 1.0), squares)
+            _add_squares(part - 1, *fixed, ids, sizes, max(source.spread.n[part], 1.0), squares)
         start += target.n_features
     return np.sqrt(squares) / 2
 
@@ -208,27 +214,23 @@ def _columns(read: Callable[[], Iterable[Matrix]], features: np.ndarray) -> scip
 
 @compiled()
 @no_type_check
-def _add_rows(x, y, half, line, square, match, cross, other_line, other_square, held, full, halves):
-    """`held` float64 [target] is 0: a row of the target's is put there, and taken out again."""
+def _add_rows(x, y, half, own, match, other, held, full, halves):
+    """`held` float64 [target + 1] is 0: a row of the target's is put there, and taken out again."""
     starts, features, values = x
     other_starts, other_features, other_values = y
     for row in range(full.size):
-        part, whole, own = half[row] + 1, 0.0, 0.0
+        h, whole, part = half[row], 0.0, 0.0
         for entry in range(other_starts[row], other_starts[row + 1]):
-            feature, value = other_features[entry], np.float64(other_values[entry])
-            held[feature] = value
-            whole += value * (other_line[0, feature] + other_square[0, feature] * value)
-            own += value * (other_line[part, feature] + other_square[part, feature] * value)
+            j, value = other_features[entry], np.float64(other_values[entry])
+            held[j] = value
+            whole += value * (other[h, j, 0] + other[h, j, 1] * value)
+            part += value * (other[h, j, 2] + other[h, j, 3] * value)
         for entry in range(starts[row], starts[row + 1]):
-            feature, value = features[entry], np.float64(values[entry])
-            whole += value * (line[0, feature] + square[0, feature] * value)
-            own += value * (line[part, feature] + square[part, feature] * value)
-            if match[0, feature] >= 0:
-                whole += cross[0, feature] * value * held[match[0, feature]]
-            if match[part, feature] >= 0:
-                own += cross[part, feature] * value * held[match[part, feature]]
+            i, value = features[entry], np.float64(values[entry])
+            whole += value * (own[h, i, 0] + own[h, i, 1] * value + own[h, i, 2] * held[match[h, i, 0]])
+            part += value * (own[h, i, 3] + own[h, i, 4] * value + own[h, i, 5] * held[match[h, i, 1]])
         full[row] += whole
-        halves[row] += own
+        halves[row] += part
         for entry in range(other_starts[row], other_starts[row + 1]):
             held[other_features[entry]] = 0.0
 

@@ -35,16 +35,16 @@ def add_products(feature, by_feature, by_row, products):
     starts, features, values = by_row
     last = source_starts[feature + 1] - 1
     for entry in range(source_starts[feature], last + 1):
-        ahead = source_rows[min(entry + 4, last)]
+        ahead = source_rows[min(entry + 6, last)]
         soon = starts[ahead]
         if soon < values.size:  # the target's rows lie scattered: waiting for them took 1.7 times as long
             prefetch(features, soon)
-            prefetch(values, soon)
-            prefetch(values, min(soon + 16, values.size - 1))
+            for line in range(3):
+                prefetch(values, min(soon + 16 * line, values.size - 1))
         row = source_rows[entry]
         value = np.float64(source_values[entry])
-        for other in range(starts[row], starts[row + 1]):
-            products[features[other]] += value * values[other]
+        for other in range(np.uint64(starts[row]), np.uint64(starts[row + 1])):  # no index is negative
+            products[np.uint64(features[other])] += value * values[other]
 
 
 @compiled(fastmath={"nnan", "nsz", "contract"})

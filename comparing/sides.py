@@ -124,8 +124,7 @@ class Sides:
         """Some features of a layer; the last ones that were asked for are held."""
         key = (*_key(layer), chosen.tobytes())
         if self._few is None or self._few[0] != key:
-            whole = self.side(layer)
-            self._few = key, Side(Codes(whole.codes.matrix[:, chosen]), whole.half, whole.min_active)
+            self._few = key, self.side(layer).columns(chosen)
         return self._few[1]
 
     def fit(self, *layers: Layer) -> bool:
