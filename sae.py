@@ -20,23 +20,14 @@ from plumbing.errors import UserError
 from plumbing.files import make_folder, replacing, write_text
 from plumbing.processes import add_up
 from plumbing.threads import share_out
-from sae_kernels import (
-    RowGradients,
-    SumByLatent,
-    _subtract_projections,
-    error_and_products,
-    keep_largest,
-    largest,
-    linear,
-)
+from sae_kernels import RowGradients, SumByLatent, _subtract_projections, error_and_products
+from topk import keep_largest, largest, largest_products, linear
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 AUXK_ALPHA = 1 / 32  # Gao et al. 2024, section A.2
-
-BLOCK_TOKENS = 4096  # tokens whose dense pre-activations are held at a time: 100 MB at d_sae 6,144
 
 
 class Step(NamedTuple):
@@ -196,12 +187,11 @@ class TopKSAE(nn.Module):
     def _sparse_code(
         self, centered: Float[torch.Tensor, "token d_in"], precision: str
     ) -> tuple[Float[torch.Tensor, "token k"], Int[torch.Tensor, "token k"]]:
-        """`encode_topk` of tokens from which b_dec is already subtracted, BLOCK_TOKENS at a time."""
+        """`encode_topk` of tokens from which b_dec is already subtracted; with "bfloat16", of rounded ones."""
         dtype = torch.bfloat16 if precision == "bfloat16" else centered.dtype
         tokens, rows, b_enc = (tensor.to(dtype) for tensor in (centered, self.W_enc_rows, self.b_enc))
-        pre_acts = (linear(block, rows, b_enc) for block in tokens.split(BLOCK_TOKENS))
-        codes = [largest(block.to(centered.dtype), self.k) for block in pre_acts]
-        return torch.cat([values for values, _ in codes]), torch.cat([latents for _, latents in codes])
+        values, latents = largest_products(tokens, rows, b_enc, self.k)
+        return values.to(centered.dtype), latents
 
     def _auxk(
         self,

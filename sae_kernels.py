@@ -1,4 +1,4 @@
-"""The compiled arithmetic of the TopK SAE: top k, sparse products, sums by latent, Adam latent by latent."""
+"""The compiled arithmetic of the TopK SAE's step: sparse products, sums by latent, Adam latent by latent."""
 
 from typing import NamedTuple, no_type_check
 
@@ -9,72 +9,6 @@ from jaxtyping import Float, Int
 
 from plumbing.compiled import compiled, prefetch
 from plumbing.threads import share_out
-
-
-def linear(
-    x: Float[torch.Tensor, "*token d_in"],
-    rows: Float[torch.Tensor, "d_sae d_in"],
-    bias: Float[torch.Tensor, " d_sae"],
-) -> Float[torch.Tensor, "*token d_sae"]:
-    """x @ rows.T + bias; on the CPU, and without gradients, by oneDNN, which can take a third less time."""
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if onednn and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        return onednn(x, rows, bias, "none", [], "")
-    return F.linear(x, rows, bias)
-
-
-def largest(
-    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
-) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-    """The k largest entries of each row and their columns; entries that are not positive are returned as 0.
-
-    On the CPU, for k of at most 256, equal entries are taken in the order of their columns.
-    """
-    if pre_acts.is_cpu and pre_acts.dtype == torch.float32 and k <= 256:
-        latents = torch.empty(*pre_acts.shape[:-1], k, dtype=torch.int64)
-        bits = pre_acts.detach().contiguous().view(torch.int32)
-        share_out(_largest_by_insertion, bits.view(-1, bits.shape[-1]).numpy(), latents.view(-1, k).numpy())
-    else:
-        latents = pre_acts.detach().topk(k, dim=-1, sorted=False).indices
-    return pre_acts.gather(-1, latents).relu(), latents
-
-
-def keep_largest(
-    pre_acts: Float[torch.Tensor, "*token d_sae"], k: int
-) -> Float[torch.Tensor, "*token d_sae"]:
-    """The rows with all entries set to 0 but the k largest positive ones."""
-    if k >= pre_acts.shape[-1]:
-        return pre_acts.relu()
-    values, latents = largest(pre_acts, k)
-    return torch.zeros_like(pre_acts).scatter(-1, latents, values)
-
-
-@compiled()
-@no_type_check
-def _largest_by_insertion(bits, latents):
-    """The columns of the k largest entries of each row, in descending order, by insertion into a list of k.
-
-    A float's bits are compared as an integer: that keeps the order of positive floats, orders NaN too, and lets the
-    compiler vectorise the maximum of a chunk. Most chunks hold nothing above the k-th largest so far, and are skipped.
-    """
-    chunk_width, k = 128, latents.shape[1]
-    for token in range(bits.shape[0]):
-        row, found = bits[token], latents[token]
-        top = np.full(k, np.int64(-(2**31) - 1))
-        for start in range(0, row.shape[0], chunk_width):
-            chunk = row[start : start + chunk_width]
-            highest = chunk[0]
-            for column in range(chunk.shape[0]):
-                highest = max(highest, chunk[column])
-            if highest <= top[k - 1]:
-                continue
-            for column in range(chunk.shape[0]):
-                if chunk[column] > top[k - 1]:
-                    place = k - 1
-                    while place > 0 and chunk[column] > top[place - 1]:
-                        top[place], found[place] = top[place - 1], found[place - 1]
-                        place -= 1
-                    top[place], found[place] = chunk[column], start + column
 
 
 def error_and_products(

@@ -23,7 +23,7 @@ from torch import nn
 
 from plumbing.errors import UserError
 from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, TopKSAE, save_layout
-from sae_kernels import linear
+from topk import linear
 
 ARCHITECTURES = ("topk", "standard", "jumprelu")
 

@@ -86,7 +86,7 @@ def product(shape, x, onednn: bool):
     import torch
 
     from sae import TopKSAE
-    from sae_kernels import linear
+    from topk import linear
 
     sae = TopKSAE(*shape).to(x.device)
     rows, b_enc = sae.W_enc_rows.detach(), sae.b_enc.detach()

@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
-    Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
+    Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where
+    neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
     """
 
     def decorate(function: Callable) -> Callable:

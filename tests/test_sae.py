@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import sae as sae_module
+import topk
 from plumbing.errors import UserError
 from plumbing.threads import share_out
 from sae import TENSORS, TopKSAE
-from sae_kernels import SumByLatent, keep_largest, largest
+from sae_kernels import SumByLatent
+from topk import keep_largest, largest, linear, rounded, screened
 
 
 def random_sae(d_in=12, d_sae=40, k=4, seed=0, dtype=torch.float32):
@@ -99,6 +101,64 @@ def test_the_largest_are_those_of_a_full_sort(d_sae, k):
 def test_ties_go_to_the_lower_latent():
     pre_acts = torch.tensor([[1.0, 3, 2, 3, 2, 2, 0]]).repeat(3, 1)
     assert largest(pre_acts, 4)[1].tolist() == [[1, 3, 2, 4]] * 3
+
+
+def tokens_and_latents(d_in=64, d_sae=700, n=90):
+    """Tokens and latents' rows of all kinds; the last two tokens are not finite."""
+    random = torch.Generator().manual_seed(3)
+    x, rows = torch.randn(n, d_in, generator=random), torch.randn(d_sae, d_in, generator=random)
+    x[:9] *= 1e4  # of very different sizes
+    x[9:18, 0] = 300.0  # one dimension outweighs all others
+    rows[::7] *= 30
+    x[-3], x[-2, 5], x[-1, 5] = 0.0, float("inf"), float("nan")
+    return x, rows, torch.randn(d_sae, generator=random)
+
+
+@pytest.fixture
+def by_product(monkeypatch):
+    """The numbers of tokens that the float32 product has been made for."""
+    counts = []
+    monkeypatch.setattr(topk, "linear", lambda *args: counts.append(len(args[0])) or linear(*args))
+    return counts
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_screened_codes_are_those_of_the_whole_product(block, by_product, monkeypatch):
+    monkeypatch.setattr(topk, "SCREENED_TOKENS", block)
+    x, rows, bias = tokens_and_latents()
+    values, latents = screened(x, rows, bias, 5)
+    assert by_product == [2]  # those that are not finite
+    expected = (x.double() @ rows.double().T + bias)[:-2].topk(5)
+    torch.testing.assert_close(values[:-2].double(), expected.values.relu(), rtol=1e-5, atol=1e-3)
+    assert torch.equal(latents[:-2].sort(1).values, expected.indices.sort(1).values)
+
+
+def test_tokens_that_screening_cannot_help_take_the_product(by_product):
+    x, rows, bias = (part[:60] for part in tokens_and_latents())
+    none_positive = screened(x, rows, bias - 1e7, 5)
+    all_equal = screened(x, rows[:1].expand(60, -1).contiguous(), bias * 0 + 1e7, 5)
+    assert by_product == [60, 60]
+    assert not none_positive[0].any()
+    assert all(len(set(row)) == 5 for row in none_positive[1].tolist())
+    assert all_equal[1].tolist() == [[0, 1, 2, 3, 4]] * 60
+
+
+def test_what_bfloat16_would_choose_wrongly_is_chosen_rightly():
+    """Latent 7's weights are rounded up to 1 + 2^-7, and 3's down to 1, but for one that is 1.02: 3 is the larger."""
+    x, rows = torch.ones(1, 16), torch.zeros(64, 16)
+    rows[3], rows[7] = 1 + 2**-8 - 2**-12, 1 + 2**-8 + 2**-12
+    rows[3, 0] += 0.02
+    assert (x.bfloat16() @ rows.bfloat16().T).argmax() == 7
+    assert (x.double() @ rows.double().T).argmax() == 3
+    assert screened(x, rows, torch.zeros(64), 1)[1].tolist() == [[3]]
+
+
+def test_rounding_is_torchs_and_its_loss_is_known():
+    x = tokens_and_latents()[0][:-2]
+    rows, norms, lost = rounded(x)
+    assert torch.equal(rows, x.bfloat16())
+    torch.testing.assert_close(norms, x.norm(dim=1))
+    torch.testing.assert_close(lost, (x.double() - rows.double()).norm(dim=1).float())
 
 
 def test_the_sparse_and_the_dense_code_agree_over_any_leading_dimensions():
@@ -220,7 +280,7 @@ def test_more_tokens_than_a_block_make_no_difference(monkeypatch):
     sae, x = random_sae(), tokens(60, 12)
     whole = fast_step(sae, x)
     expected = gradients(sae)
-    monkeypatch.setattr(sae_module, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(topk, "BLOCK_TOKENS", 7)
     assert torch.equal(fast_step(sae, x).fired, whole.fired)
     assert_close_gradients(gradients(sae), expected, 1e-6)
 
