@@ -9,6 +9,7 @@ import features
 from comparing.clusters import FEWEST
 from comparing.draws import Layer, aligned
 from comparing.found import Matched
+from comparing.halves import counted
 from comparing.heldout import matched, streamed
 from comparing.influence import feature_errors, streamed_feature_errors
 from comparing.reader import Reader, own_share
@@ -53,6 +54,17 @@ def presences(source: Layer, targets: Mapping[str, Layer], sides: Sides) -> dict
     for arrays in found.values():
         add_up(arrays)
     return {name: Presence(*arrays) for name, arrays in found.items()}
+
+
+def any_counted(targets: Mapping[str, Layer], sides: Sides) -> dict[str, bool]:
+    """Which of the layers have features that count; each process looks at those that it has for `presences`."""
+    rank, world = team()
+    found = np.zeros(len(targets))
+    for number, layer in enumerate(targets.values()):
+        if number * world // len(targets) == rank:
+            found[number] = counted(sides.moments(layer), sides.options.min_active).any()
+    add_up(found)
+    return dict(zip(targets, (found > 0).tolist(), strict=True))
 
 
 def presence(source: Layer, target: Layer, sides: Sides) -> Presence:

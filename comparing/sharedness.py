@@ -10,7 +10,6 @@ import features
 from comparing.scores import comparative_sharedness
 
 if TYPE_CHECKING:
-    from comparing.draws import Layer
     from comparing.sides import Sides
 
 PRESENT, ABSENT = 0.3, 0.2  # held-out r that a feature surely has in all of G, and surely has not in any of H
@@ -77,7 +76,7 @@ def sharedness(
 
     from comparing.draws import Layer  # numba comes with these, and takes half a second
     from comparing.halves import counted
-    from comparing.per_feature import presences
+    from comparing.per_feature import any_counted, presences
     from comparing.reader import Reader
     from comparing.references import note, other_seed
     from comparing.sides import DEFAULTS, Sides
@@ -86,31 +85,31 @@ def sharedness(
     others = {other.name: other for other in (*min_group, *max_group)}
     everyone = others | ({seed.name: seed} if seed is not None else {})
     own, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), DEFAULTS)
-    found = presences(
-        own, {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}, sides
-    )
-    total = sides.moments(own).total.sum(0)
+    targets = {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}
+    found = presences(own, targets, sides)
+    moments = sides.moments(own)
+    total, enough = moments.total.sum(0), counted(moments, sides.options.min_active)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}
     delta = comparative_sharedness(table(rho, G), table(rho, H), total)
     bare = Sharedness(run.name, own.name, G, H, np.arange(len(delta)), delta, total, rho)
-    if why := too_little([own, *(Layer(other, other.layer(layer)) for other in others.values())], sides):
+    active = any_counted(targets, sides) | {run.name: bool(enough.any())}
+    if why := too_little([run, *others.values()], active, sides):
         note(f"{why}: no statuses, ranked by Delta alone")
         return in_order(bare, np.argsort(-delta, kind="stable"))
     held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
     bare = bare._replace(held_out=held, error=errors, other_seed=None if seed is None else seed.name)
-    return by_status(bare, counted(sides.moments(own), sides.options.min_active), present, absent)
+    return by_status(bare, enough, present, absent)
 
 
-def too_little(layers: "Sequence[Layer]", sides: "Sides") -> str:
-    """Why nothing can be held out for these layers; "" where it can."""
+def too_little(runs: Sequence[features.Run], active: dict[str, bool], sides: "Sides") -> str:
+    """Why nothing can be held out for these runs; "" where it can. `active`: which have features that count."""
     from comparing.clusters import FEWEST
-    from comparing.halves import counted
 
-    n, least = sides.clusters(*(layer.run for layer in layers)).n, sides.options.min_active
+    n, least = sides.clusters(*runs).n, sides.options.min_active
     if n < FEWEST:
         return f"{n} clusters of samples are too few for held-out correlations, which take {FEWEST}"
-    silent = [layer.run.name for layer in layers if not counted(sides.moments(layer), least).any()]
+    silent = [run.name for run in runs if not active[run.name]]
     return f"no feature of {', '.join(silent)} is active on {least} samples" if silent else ""
 
 

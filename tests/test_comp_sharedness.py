@@ -221,11 +221,17 @@ def test_two_processes_share_out_the_runs_and_both_get_all(monkeypatch):
     five_runs()
     runs = [features.open_run(name) for name in ("M", "G1", "G2", "H1", "H2")]
     alone = comparing.sharedness(runs[0], runs[1:3], runs[3:])
-    gathered = [[], []]
+    gathered, read, load = [[], []], [set(), set()], features.Run.load
     for rank in (0, 1):
+        monkeypatch.setattr(
+            features.Run, "load", lambda run, layer, rank=rank: read[rank].add(run.name) or load(run, layer)
+        )
         monkeypatch.setattr(per_feature, "team", lambda rank=rank: Team(rank, 2))
         monkeypatch.setattr(per_feature, "add_up", lambda array, rank=rank: gathered[rank].append(array))
         comparing.sharedness(runs[0], runs[1:3], runs[3:])
+    assert read == [{"M", "G1", "G2"}, {"M", "H1", "H2"}]
+    for arrays in gathered:
+        arrays.pop()  # which runs have features that count
     for first, second, name in zip(*gathered, ("G1", "G2", "H1", "H2"), strict=True):
         assert first.any() != second.any(), "one of the two did the work"
         np.testing.assert_array_equal((first + second)[2][alone.feature], alone.rho[name])
