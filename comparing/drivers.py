@@ -1,10 +1,12 @@
 """What drives a score: dense features, hubs, mutual partners, heavy tails, strata of the samples."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Bool
 
 from comparing.clusters import FLOOR_SEED, Clusters
-from comparing.codes import Codes
+from comparing.codes import Codes, Entries
 from comparing.found import Found, Matched, Shuffled, weighted
 from comparing.halves import Side
 from comparing.heldout import matched, shuffled
@@ -19,14 +21,26 @@ def square_root(codes: Codes) -> Codes:
     return Codes(np.sqrt(codes.matrix) if isinstance(codes.matrix, np.ndarray) else codes.matrix.sqrt())
 
 
-def rooted(side: Side) -> Side:
-    """A Side of sqrt(x), its layout taken over from that of x."""
-    found = Side(square_root(side.codes), side.half, side.min_active)
-    if side.codes.is_sparse:
-        (starts, rows, values), (row_starts, features, row_values) = side.by_half, side.by_row
-        found.rows, found.by_half = side.rows, (starts, rows, np.sqrt(values))
-        found.order, found.by_row = side.order, (row_starts, features, np.sqrt(row_values))
-    return found
+class Rooted(Side):
+    """A Side of sqrt(x), its layout taken over from that of x; what a pass does not ask for is not made."""
+
+    def __init__(self, side: Side):
+        super().__init__(side.codes, side.half, side.min_active)
+        self.side, self.rows, self.order = side, side.rows, side.order
+
+    @functools.cached_property
+    def codes(self) -> Codes:
+        return square_root(self.side.codes)
+
+    @functools.cached_property
+    def by_half(self) -> Entries:
+        starts, rows, values = self.side.by_half
+        return starts, rows, np.sqrt(values)
+
+    @functools.cached_property
+    def by_row(self) -> Entries:
+        starts, features, values = self.side.by_row
+        return starts, features, np.sqrt(values)
 
 
 def drivers(forward: Found, backward: Found, clusters: Clusters) -> Drivers:
@@ -65,7 +79,7 @@ def nuisance(source: Side, target: Side, found: Found, within: np.ndarray | None
     """`nuisance_of` two layers in memory; `within` is `permutation` with strata, `found` what their passes found."""
     chosen = sampled(found.facts.counted)
     few = source.columns(chosen)
-    roots = [rooted(side) for side in (few, target)]
+    roots = [Rooted(side) for side in (few, target)]
     by_strata = None if within is None else shuffled(few, target, within)[0]
     return nuisance_of(found, chosen, by_strata, matched(*roots)[0], roots[0].total)
 

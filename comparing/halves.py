@@ -108,9 +108,13 @@ class Side:
     """
 
     def __init__(self, codes: Matrix | Codes, half: UInt8[np.ndarray, " row"], min_active: int = MIN_ACTIVE):
-        self.codes, self.half = as_codes(codes), np.ascontiguousarray(half, np.uint8)
-        self.min_active = min_active
-        self.n_features = self.codes.n_features
+        self.pattern = as_codes(codes)  # which entries there are; `codes` are what they hold
+        self.half, self.min_active = np.ascontiguousarray(half, np.uint8), min_active
+        self.n_features = self.pattern.n_features
+
+    @functools.cached_property
+    def codes(self) -> Codes:
+        return self.pattern
 
     @functools.cached_property
     def moments(self) -> Moments:

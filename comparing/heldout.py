@@ -29,7 +29,7 @@ FEW = 4  # times as few entries as the other side has
 def matched(source: Side, target: Side) -> tuple[Matched, Matched]:
     """The maxima of the source's features over the target's, and the other way round, in one pass."""
     _check(source, target)
-    if prefers_gemm(source.codes, target.codes):
+    if prefers_gemm(source.pattern, target.pattern):
         products = Products(source.n_features, target.n_features)
         products.add(source.codes, target.codes, source.half)
         return products.best(Matched, source.min_active)
@@ -39,11 +39,11 @@ def matched(source: Side, target: Side) -> tuple[Matched, Matched]:
 def shuffled(source: Side, target: Side, partner: Int[np.ndarray, " row"]) -> tuple[Shuffled, Shuffled]:
     """The maxima with the source's row n beside the target's row `partner[n]`: what chance gives both sides."""
     _check(source, target)
-    if prefers_gemm(source.codes, target.codes):
+    if prefers_gemm(source.pattern, target.pattern):
         products = Products(source.n_features, target.n_features, halved=False)
         products.add(source.codes, target.codes.take(partner), source.half)
         return products.best(Shuffled, source.min_active)
-    if FEW * source.codes.stored < target.codes.stored:  # moving the source's rows is quicker then
+    if FEW * source.pattern.stored < target.pattern.stored:  # moving the source's rows is quicker then
         return _by_loop(Shuffled, whole_maxima, source.moved_to(partner), source, target, target.by_row)
     return _by_loop(Shuffled, whole_maxima, source.by_feature, source, target, target.beside(partner))
 
@@ -61,7 +61,7 @@ def _by_loop(
 
 
 def _check(source: Side, target: Side):
-    if source.codes.n_rows != target.codes.n_rows or not np.array_equal(source.half, target.half):
+    if source.pattern.n_rows != target.pattern.n_rows or not np.array_equal(source.half, target.half):
         raise ValueError("the two sides have other rows, or other halves")
 
 

@@ -16,7 +16,7 @@ from comparing import draws
 from comparing.clusters import CAPTION_WORDS, Clusters, both_clusters, named, permutation, strata_of
 from comparing.codes import Codes, Matrix
 from comparing.draws import Layer, aligned
-from comparing.drivers import rooted
+from comparing.drivers import Rooted
 from comparing.found import Best, Influence, Matched, Shuffled, nothing
 from comparing.halves import MIN_ACTIVE, Moments, Side
 from comparing.heldout import matched, shuffled, streamed
@@ -219,7 +219,7 @@ class RunPair:
             found = self.sides.columns(layer, self.columns)
         else:
             found = self.sides.side(layer)
-        return rooted(found) if self.root else found
+        return Rooted(found) if self.root else found
 
     def blocks(self, side: int, number: int, order: np.ndarray | None, pairs: slice) -> Iterator[Matrix]:
         for block in self.sides.blocks(self.layer(side, number), order, pairs):
