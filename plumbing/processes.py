@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from plumbing import files
-from plumbing.errors import UserError
+from plumbing.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def collective() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"another process has left, which has said why: {str(error).splitlines()[0]}"
+            f"another process has left; its own line says why, unless it was killed ({first_line(error)})"
         ) from error
 
 

@@ -11,7 +11,9 @@ import pytest
 from plumbing.errors import UserError
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training", "train_text", "small_world", "open_clip", "crash"])
+CONTEXT.set_forkserver_preload(
+    ["training.experiment", "training.curve", "train_text", "small_world", "open_clip", "crash"]
+)
 
 
 def start(here: Path, settings: dict) -> multiprocessing.Process:

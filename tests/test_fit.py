@@ -13,8 +13,9 @@ import features
 import saelens
 from plumbing import files
 from plumbing.errors import UserError
+from plumbing.processes import Team
 from sae import TopKSAE
-from training import fit, plan, record, resume, trainer
+from training import checkpoint, fit, plan, record, resume, scales, trainer
 from training.settings import Settings
 
 
@@ -59,6 +60,37 @@ def test_held_out_samples_and_padding_never_train(tmp_path, monkeypatch):
     fit.fit(small_world.prepare(pairs=pairs, layers=[0]), checkpoint_every=60.0)
     assert set(rows) == set(np.flatnonzero(~plan.held_out_rows(100, 0)))
     assert sum(seen) == 95 * 3  # four tokens, one of them padding
+
+
+@pytest.mark.parametrize("recipe", ["ours", "original"])
+def test_the_scales_of_a_checkpoint_are_the_measured_ones_bit_by_bit(tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
+    work = small_world.prepare(layers=[0, 2], recipe=recipe)
+    measured = scales.measure_scales(work, plan.training_plan(work.held_out, work.jobs[0].settings))
+    files.write_state(work.state().training_file, work.header(1), measured.state())
+    saved = scales.saved_scales(work)
+    assert (saved.batch_tokens, list(saved.standard)) == (16 * 3, [0, 2])
+    for layer, (mean, scale, center) in measured.standard.items():
+        assert torch.equal(saved.standard[layer].mean, mean)
+        assert saved.standard[layer].scale == scale
+        assert torch.equal(*(mean if one is None else one for one in (saved.standard[layer].center, center)))
+
+
+def test_a_process_whose_part_of_the_checkpoint_is_missing_says_so(tmp_path, monkeypatch):
+    """It is of another step, which the command was killed in before the first process had written its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "team", lambda: Team(1, 2))
+    work, recipe = small_world.prepare(layers=[0]), trainer.RECIPES["ours"]
+    own = trainer.LayerTrainer(TopKSAE(8, 24, 2), recipe, 10, 100.0, None, "float32")
+    own.step(torch.randn(30, 8))
+    part = checkpoint.Checkpoint(work, scales.Scales({}, 1.0), {(0, 0): own}, apart=True)
+    part.write_file(2, {})
+    assert part.restore() == 0  # the first process has written none
+    files.write_state(work.state().training_file, work.header(1), {})
+    with pytest.raises(UserError, match="unfinished-training-1-1 is missing.*add --overwrite"):
+        part.restore()
+    files.write_state(work.state().training_file, work.header(2), {})
+    assert part.restore() == 2
 
 
 def test_activations_that_are_not_finite_stop_the_run_and_name_the_layer(train):
