@@ -25,13 +25,19 @@ class Activations(NamedTuple):
     mask: Bool[Tensor, "item token"]  # True: train on this token; False for padding and registers
     recorded: Int[Tensor, " item"] | None  # the recorded token's position; None: the mean over the mask
     rows: Sequence[int] = ()  # the row of the data set of each item: several captions may share one
+    real: Int[Tensor, " chosen"] | None = None  # the mask's tokens, where they are known already
 
     def flat(self, layer: int, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
         """The chosen tokens of one layer, in float32."""
         return self.layers[layer].flatten(0, 1).index_select(0, chosen).float()
 
     def real_tokens(self, items: Bool[Tensor, " item"] | None = None) -> Int[Tensor, " chosen"]:
-        """The flat indices of the mask's tokens, of all items or of those where `items` is True."""
+        """The flat indices of the mask's tokens, of all items or of those where `items` is True.
+
+        To look for them is to wait for the device, so that those of all items come along where they are known.
+        """
+        if items is None and self.real is not None:
+            return self.real
         mask = self.mask if items is None else self.mask & items[:, None]
         return mask.flatten().nonzero().squeeze(1)
 
@@ -127,13 +133,15 @@ class WrappedModel:
     def activations(self, batch: Inputs, layers: list[int]) -> Activations:
         """Run a batch up to the last of `layers` (resolved numbers), without gradients. Tokens are float32."""
         with torch.no_grad():
-            batch = self.placed(batch)
             with self.autocast():
-                tokens = self.tokens(batch, layers)
+                tokens = self.tokens(self.placed(batch), layers)
             tokens = {layer: found.float() for layer, found in tokens.items()}
             self.check_alike(tokens)
-            mask = self.training_mask(batch, tokens[layers[0]])
-            return Activations(tokens, mask, None if self.token == "mean" else TOKENS[self.token](mask))
+            mask = self.training_mask(batch, tokens[layers[0]].shape[:2])
+            real = mask.flatten().nonzero().squeeze(1).to(self.device, non_blocking=True)
+            mask = mask.to(self.device, non_blocking=True)
+            recorded = None if self.token == "mean" else TOKENS[self.token](mask)
+            return Activations(tokens, mask, recorded, real=real)
 
     def autocast(self) -> torch.autocast:
         """torch's autocast in the encoder's precision; it leaves operations that need float32 in float32."""
@@ -190,10 +198,10 @@ class WrappedModel:
                 "record those that agree in a run of their own, the last with --layers -1"
             )
 
-    def training_mask(self, batch: Inputs, tokens: Tensor) -> Bool[Tensor, "sample token"]:
-        """True for the tokens that SAEs are trained on: neither padding nor registers."""
+    def training_mask(self, batch: Inputs, shape: Sequence[int]) -> Bool[Tensor, "sample token"]:
+        """True for the tokens that SAEs are trained on, neither padding nor registers; where the batch is, on the CPU."""
         mask = self.parts.mask(batch)
-        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+        mask = torch.ones(*shape, dtype=torch.bool) if mask is None else mask
         mask[:, self.parts.registers] = False
         return mask
 

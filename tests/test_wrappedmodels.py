@@ -112,6 +112,7 @@ def test_a_checkpoint_of_the_paper_loads_by_its_name(model, checkpoint):
     chosen, items, weights = activations.recorded_tokens()
     torch.testing.assert_close(torch.zeros(4).index_add_(0, items, weights), torch.ones(4))
     assert activations.mask.flatten()[chosen].all()  # what is recorded is what was trained on
+    assert torch.equal(activations.real_tokens(), activations.mask.flatten().nonzero()[:, 0])
     if encoder.modality == "image":
         if checkpoint.startswith("ViT"):
             mean, scale = OPENAI.values()
