@@ -220,7 +220,9 @@ def _largest_screened(products, x, x_norms, x_lost, values, latents, n_left, nor
         reached = max(_kth_largest(highest, top), 0)
         n_left[token] = _at_least(high.view(np.int32), reached, highest, left)
         if k <= n_left[token] <= len(left):
-            _largest_of(left[: n_left[token]], x[token], rows, bias, values[token], latents[token])
+            columns = left[: n_left[token]]
+            _put_first(columns, low.view(np.int32), reached)
+            _largest_of(columns, high, x[token], rows, bias, values[token], latents[token])
 
 
 @compiled(fastmath={"reassoc", "contract"})
@@ -254,19 +256,36 @@ def _at_least(bits, reached, highest, left):
     return n_left
 
 
+@compiled()
+@no_type_check
+def _put_first(columns, bits, reached):
+    """Put the columns whose entries reach a number before the others, in place."""
+    n_first = 0
+    for i in range(len(columns)):
+        column = columns[i]
+        if bits[column] >= reached:
+            columns[i], columns[n_first] = columns[n_first], column
+            n_first += 1
+
+
 @compiled(fastmath={"reassoc", "contract"})
 @no_type_check
-def _largest_of(columns, x, rows, bias, values, latents):
-    """The k largest entries of one token among some columns, worked out in float32; what is read next is fetched ahead."""
+def _largest_of(columns, high, x, rows, bias, values, latents):
+    """The k largest entries of one token among some columns, worked out in float32 where `high` allows them a place.
+
+    The row after next is fetched ahead.
+    """
     values[:] = -np.inf
-    last = len(columns) - 1
     for i in range(len(columns)):
-        row, later, total = rows[columns[i]], rows[columns[min(i + 2, last)]], bias[columns[i]]
-        for j in range(0, x.shape[0], 16):
-            prefetch(later, j)
-        for j in range(x.shape[0]):
-            total += x[j] * row[j]
-        if total > values[-1]:
-            _insert(values, latents, total, columns[i])
+        if i + 2 < len(columns) and high[columns[i + 2]] > values[-1]:
+            later = rows[columns[i + 2]]
+            for j in range(0, x.shape[0], 16):
+                prefetch(later, j)
+        if high[columns[i]] > values[-1]:
+            row, total = rows[columns[i]], bias[columns[i]]
+            for j in range(x.shape[0]):
+                total += x[j] * row[j]
+            if total > values[-1]:
+                _insert(values, latents, total, columns[i])
     for i in range(len(values)):
         values[i] = max(values[i], np.float32(0))
