@@ -6,11 +6,12 @@ uv run --with eai-sparsify --with sae-lens benchmarks/sae_step.py     # beside s
 A step is everything that training does for a batch of tokens. "ours" is `LayerTrainer.step`; "plain" is what the
 original does: autograd over dense codes and torch.optim.Adam as it comes, here with the decoder kept at unit norm. Each
 is timed with one SAE, and with twelve that take their steps one after another, as in a run of twelve layers. The repeats
-are interleaved and their medians compared, since other programs come and go. The encoder's product is timed as
-torch.addmm makes it and as oneDNN does, which ours takes on the CPU; "the product" is the faster of both.
+are interleaved and their medians compared, since other programs come and go. "The product" is the encoder's in float32,
+as torch.addmm makes it or as oneDNN does, whichever is faster. Ours makes it in bfloat16 to rule latents out, where the
+CPU is faster at that, and the rest in float32 (topk.py).
 
-The limit is what no step on float32 products can go below: the product, and each weight and moment read and written
-once, at the rate of a triad (a = b + c) over arrays that no cache holds.
+The limit of a step with a float32 product is beside its target: the product, and each weight and moment read and
+written once, at the rate of a triad (a = b + c) over arrays that no cache holds.
 """
 
 import statistics
