@@ -72,6 +72,15 @@ class Texts(Sequence[str]):
         for chunk in self.column.chunks:
             yield from chunk.cast("large_binary").to_pylist()
 
+    def buffers(self) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+        """The texts in UTF-8, some at a time, behind each other, uint8 [byte], and where each starts and ends."""
+        import numpy as np
+
+        for chunk in self.column.chunks:
+            _, starts, held = chunk.buffers()
+            edges = np.frombuffer(starts, np.int64, len(chunk) + 1, 8 * chunk.offset)
+            yield np.frombuffer(held or b"", np.uint8), edges
+
     def lengths(self) -> "np.ndarray":
         """The bytes of each text, int [row]."""
         import pyarrow.compute as compute

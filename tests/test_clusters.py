@@ -106,6 +106,7 @@ def test_bad_choices_are_refused(tmp_path):
 
 def test_captions_are_lowered_trimmed_and_counted_as_python_does(tmp_path):
     captions = ["A  Green\u2003tree\n", "", " a Caf\xe9", "\tA CAF\xc9\u3000", "a", "\xa0 "]
+    captions += [f"{chr(code)}a{chr(code)}b{chr(code)}" for code in range(0x20) if chr(code) not in "\r\n"]
     found = read_back(tmp_path, captions)
     assert list(strata_of("caption_words", found)) == [len(text.split()) for text in captions]
     lowered = [text.strip().lower() for text in captions]
