@@ -9,6 +9,8 @@ from sources.opened import reason
 
 BLOCK = tarfile.BLOCKSIZE
 
+NO_PREFIX = bytes(155)  # of a name that fits into its field
+
 # What a header before a member may say of it that changes neither its name nor where it lies.
 HARMLESS = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
 
@@ -55,7 +57,7 @@ def plain_members(tar: Path) -> list[Member]:
 def _headers(file: BinaryIO) -> Iterator[bytes]:
     """Yield the headers up to the tar's end mark, a block of zeros; whoever takes one moves on to the next."""
     while (header := file.read(BLOCK)) != bytes(BLOCK):
-        if len(header) < BLOCK or header[257:262] != b"ustar" or any(header[345:500]):
+        if len(header) < BLOCK or header[257:262] != b"ustar" or header[345:500] != NO_PREFIX:
             raise Odd  # a cut or an older tar, or a name in two parts
         if sum(header) - sum(header[148:156]) + 8 * ord(" ") != _number(header[148:156]):
             raise Odd

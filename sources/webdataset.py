@@ -113,10 +113,10 @@ def _by_key(shard: str, found: list[Member]) -> dict[str, dict[str, Span]]:
     """A shard's files as {key: {suffix: span}} in its order."""
     keys: dict[str, dict[str, Span]] = {}
     for member in found:
-        folder, name = os.path.split(member.name)
+        folder, slash, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")  # by the format's rule the first dot ends the key
         span = Span(shard, member.offset, member.size)
-        files = keys.setdefault(os.path.join(folder, stem), {})
+        files = keys.setdefault(folder + slash + stem, {})
         if files.setdefault(f".{suffix.lower()}", span) != span:
             raise UserError(f"{shard} has {member.name!r} twice; a key may occur once in a shard")
     return keys
