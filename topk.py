@@ -93,9 +93,15 @@ class Rounded(NamedTuple):
     lost: Float[torch.Tensor, " row"]
 
 
-def rounded(matrix: Float[torch.Tensor, "row d_in"]) -> Rounded:
-    """Round to bfloat16, to the nearest and at a tie to the even one."""
-    found = Rounded(torch.empty_like(matrix, dtype=torch.bfloat16), *torch.empty(2, len(matrix)))
+@functools.lru_cache(maxsize=4)
+def room(purpose: str, n_rows: int, width: int) -> Float[torch.Tensor, "row width"]:
+    """Room for numbers in bfloat16 that the next call for this purpose uses again: new memory takes milliseconds."""
+    return torch.empty(n_rows, width, dtype=torch.bfloat16)
+
+
+def rounded(matrix: Float[torch.Tensor, "row d_in"], rows: Float[torch.Tensor, "row d_in"]) -> Rounded:
+    """Round to bfloat16, to the nearest and at a tie to the even one; `rows` is room for the result."""
+    found = Rounded(rows, *torch.empty(2, len(matrix)))
     share_out(
         _round, matrix.detach().numpy(), found.rows.view(torch.int16).numpy(), *map(np.asarray, found[1:])
     )
@@ -115,12 +121,13 @@ def screened(
     adds at most d_in 2^-24 |x'| |w'|, and rounding the sum 2^-8 of it. Tokens with too many entries left (most are
     equal, or one is not finite), or with fewer than k positive ones, take the float32 product.
     """
-    tokens, latents = rounded(x), rounded(rows)
+    tokens = rounded(x, torch.empty_like(x, dtype=torch.bfloat16))
+    latents = rounded(rows, room("rows", *rows.shape))
     lost = 1.01 * (latents.lost + x.shape[1] * 2.0**-23 * latents.norms)
     by_latent = [t.detach().numpy() for t in (1.01 * latents.norms, lost, bias, rows)]
     values, found = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     n_left = torch.empty(len(x), dtype=torch.int64)
-    buffer = torch.empty(min(len(x), SCREENED_TOKENS), len(rows), dtype=torch.bfloat16)
+    buffer = room("products", SCREENED_TOKENS, len(rows))
     by_token = (x, tokens.norms + tokens.lost, tokens.lost, values, found, n_left)
     blocks = zip(*(t.split(SCREENED_TOKENS) for t in (tokens.rows, *by_token)), strict=True)
     for low, *block in blocks:

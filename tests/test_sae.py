@@ -155,7 +155,7 @@ def test_what_bfloat16_would_choose_wrongly_is_chosen_rightly():
 
 def test_rounding_is_torchs_and_its_loss_is_known():
     x = tokens_and_latents()[0][:-2]
-    rows, norms, lost = rounded(x)
+    rows, norms, lost = rounded(x, torch.empty_like(x, dtype=torch.bfloat16))
     assert torch.equal(rows, x.bfloat16())
     torch.testing.assert_close(norms, x.norm(dim=1))
     torch.testing.assert_close(lost, (x.double() - rows.double()).norm(dim=1).float())
