@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from runs import make_run
 
-import demo
 import features
+import train_image
+import train_text
 from comparing.pearson import correlation_matrix
 from comparing.sharedness import sharedness
 from toyworld import scenes
@@ -74,9 +75,13 @@ def test_the_demos_encoders_have_what_was_planted(tmp_path, monkeypatch):
     Measured: 25 of its 28 features absent; 26 of 26 of CLIP's present in each text encoder.
     """
     monkeypatch.chdir(tmp_path)
-    for name in ("demo-clip-image", "demo-clip-text", "demo-bert", "demo-random"):
-        stage, model, *words = demo.ENCODERS[name]
-        stage(["--model", model, *words, "--runname", name, "--layers", "all", "--limit", "7000"])
+    for name, stage, model, *words in (
+        ("demo-clip-image_seed0", train_image, "DemoClipVision"),
+        ("demo-clip-text", train_text, "DemoClipText"),
+        ("demo-bert", train_text, "DemoBert"),
+        ("demo-random", train_image, "DemoClipVision", "--random_weights", "0"),
+    ):
+        stage.main(["--model", model, *words, "--runname", name, "--layers", "all", "--limit", "7000"])
     runs = {name: features.open_run(name) for name in features.run_names()}
     (n_one_sided, absent), _ = found_rates(runs["demo-random"], runs["demo-bert"], layer=0, follows=0.4)
     assert n_one_sided >= 15
