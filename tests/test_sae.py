@@ -143,11 +143,16 @@ def test_tokens_that_screening_cannot_help_take_the_product(by_product):
     assert all_equal[1].tolist() == [[0, 1, 2, 3, 4]] * 60
 
 
-def test_what_bfloat16_would_choose_wrongly_is_chosen_rightly():
-    """Latent 7's weights are rounded up to 1 + 2^-7, and 3's down to 1, but for one that is 1.02: 3 is the larger."""
-    x, rows = torch.ones(1, 16), torch.zeros(64, 16)
-    rows[3], rows[7] = 1 + 2**-8 - 2**-12, 1 + 2**-8 + 2**-12
-    rows[3, 0] += 0.02
+@pytest.mark.parametrize("rounded_ones", ["weights", "tokens"])
+def test_what_bfloat16_would_choose_wrongly_is_chosen_rightly(rounded_ones):
+    """Latent 7 meets numbers that are rounded up to 1 + 2^-7, and 3 those rounded down to 1; one of 1.02 decides."""
+    x, rows, below, above = torch.ones(1, 16), torch.zeros(64, 16), 1 + 2**-8 - 2**-12, 1 + 2**-8 + 2**-12
+    if rounded_ones == "weights":
+        rows[3], rows[7] = below, above
+        rows[3, 0] += 0.02
+    else:
+        rows[3, :8], rows[7, 8:], x[0, :8], x[0, 8:] = 1, 1, below, above
+        x[0, 0] += 0.02
     assert (x.bfloat16() @ rows.bfloat16().T).argmax() == 7
     assert (x.double() @ rows.double().T).argmax() == 3
     assert screened(x, rows, torch.zeros(64), 1)[1].tolist() == [[3]]
