@@ -205,9 +205,16 @@ def listed(value: object) -> list[str]:
 
 
 def resolve(word: str, where: str, recorded: dict[str, list[str]], data: str) -> str:
-    """The run that a word names: an encoder's first (of its first seed), or any by its full name."""
+    """The run that a word names: an encoder's first (of its first seed), another, or any by its full name.
+
+    With several data sets clip_seed1 is short for clip_DATA_seed1.
+    """
     if word in recorded:
         return recorded[word][0]
+    for name, runs in recorded.items():
+        for run in runs:
+            if word == name + run.removeprefix(f"{name}_{data}"):
+                return run
     if any(word in runs for runs in recorded.values()):
         return word
     raise UserError(

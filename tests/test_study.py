@@ -88,7 +88,8 @@ def test_with_several_data_sets_names_end_in_them_and_the_narrower_table_wins(he
     with pytest.raises(UserError, match="'vit_a b' is no name for a run"):
         commands(text, here)
     text = text.replace('"a b"', "ab").replace('source = ["vit", "bert"]', 'source = ["vit"]')
-    text = text.replace('target = "vit_seed1"', 'target = "vit_{data}_seed1"')
+    by_full_name = text.replace('target = "vit_seed1"', 'target = "vit_{data}_seed1"')
+    assert commands(by_full_name, here) == commands(text, here)
     assert [shlex.join(words) for words in commands(text, here)] == [
         "--model DemoViT --seeds 0 1 --limit 60 --batch_size 16 --dataset demo --runname vit_demo",
         "--model DemoBert --limit 9 --batch_size 16 --dataset demo --runname bert_demo",
