@@ -11,7 +11,7 @@ from plumbing import files
 from plumbing.commandline import Parser, add_flags, chosen, output, picture, script
 from plumbing.errors import UserError
 from showing import checks
-from wrappedmodels import REGISTRY, load
+from wrappedmodels import REGISTRY, find_row, load
 
 
 @script
@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--encoder",
         metavar="CHECKPOINT",
-        help="load this encoder, run one item through it (of --dataset, if given), and put it to the self-test",
+        help="load this encoder (or, by a row's name, its default), run one item through it (of --dataset, if given), and put it to the self-test",
     )
     parser.add_argument("--model", metavar="NAME", help="its row; by default every row that names it")
     parser.add_argument("--blocks", metavar="PATH", help="the list of modules to hook, by its dotted path")
@@ -95,11 +95,14 @@ def try_encoders(arguments: argparse.Namespace, pairs: data.Pairs | None) -> lis
     from encoders.trial import try_encoder
 
     trials = []
+    checkpoint = None if arguments.encoder in REGISTRY else arguments.encoder
     for model in [arguments.model] if arguments.model else rows_of(arguments.encoder):
+        if not (checkpoint or find_row(model).checkpoint):
+            raise UserError(f"{model} is a row for many encoders: give --encoder CHECKPOINT --model {model}")
         started = time.perf_counter()
         encoder = load(
             model,
-            arguments.encoder,
+            checkpoint,
             token=arguments.token,
             blocks=arguments.blocks,
             device=arguments.device,
@@ -112,7 +115,9 @@ def try_encoders(arguments: argparse.Namespace, pairs: data.Pairs | None) -> lis
 
 
 def rows_of(checkpoint: str) -> list[str]:
-    """The rows that name a checkpoint as theirs."""
+    """The rows that name a checkpoint as theirs, or the row of this name."""
+    if checkpoint in REGISTRY:
+        return [checkpoint]
     rows = [name for name, row in REGISTRY.items() if checkpoint in (row.checkpoint, *row.checkpoints)]
     rows = rows or ["DinoV2"] * (checkpoint in DINOV2)
     if not rows:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import check
 import features
+from plumbing.errors import UserError
 from showing import sheets
 from wrappedmodels import REGISTRY
 
@@ -105,6 +106,26 @@ def test_the_demos_rows_of_one_checkpoint_are_all_tried():
         17,
     ]  # 16 patches and CLS; 8 words, start and end
     assert trials[1].unknown_share > 0.5  # its words are those of the demo's scenes
+
+
+@pytest.mark.parametrize("row", REGISTRY)
+def test_a_rows_name_as_encoder_is_that_row_with_its_default(row, monkeypatch, capsys):
+    asked = []
+
+    def load(model, checkpoint, **_):
+        asked.append((model, checkpoint))
+        raise UserError("loaded")
+
+    monkeypatch.setattr(check, "load", load)
+    for argv in (["--encoder", row], ["--encoder", row, "--model", row]):
+        with pytest.raises(SystemExit):
+            check.main(argv)
+    said = capsys.readouterr().err
+    if REGISTRY[row].checkpoint:
+        assert asked == [(row, None)] * 2
+    else:
+        assert not asked
+        assert f"give --encoder CHECKPOINT --model {row}" in said
 
 
 @pytest.mark.usefixtures("own_cache")
