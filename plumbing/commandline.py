@@ -116,12 +116,11 @@ def natural(text: str) -> int:
 
 
 def output(text: str) -> Path:
-    """An argument type: a file to write. Its folder is made, and writing is tried, before the work starts."""
+    """An argument type: a file to write. Writing is tried before the work starts; its folder is made when it is written."""
     path = Path(text)
     try:
         if path.is_dir():
             raise UserError(f"{text} is a folder: name a file in it")
-        path.parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(path)
     except OSError as error:
         raise UserError(f"{text} cannot be written: {error.strerror}: {error.filename}") from error

@@ -61,12 +61,14 @@ def is_alive(process: int) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what was written there becomes `path` in one step, or not at all.
 
-    A link stays and the file that it names is replaced; a pipe or a device is written to directly.
+    A link stays and the file that it names is replaced; a pipe or a device is written to directly. Its folder is made
+    where it is missing.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         yield path
         return
+    make_folder(path.parent)
     remove_left(path)
     temporary = beside(path)
     try:
@@ -124,10 +126,11 @@ def make_folder(path: Path):
 
 
 def check_writable(path: Path):
-    """Raise OSError where `replacing` could not write a file."""
+    """Raise OSError where `replacing` could not write a file, or make its folder; nothing is left."""
     path = Path(os.path.realpath(path))
     if not path.exists() or path.is_file():
-        temporary = beside(path)
+        folder = next(place for place in path.parents if place.exists())
+        temporary = beside(folder / path.name)
         temporary.touch()
         temporary.unlink(missing_ok=True)
 
