@@ -1,13 +1,49 @@
 """numba's compiler, with its cache on disk where one can be written, and what compiled loops lack: a prefetch, a quick maximum."""
 
+import contextlib
 import functools
+import hashlib
+import os
+import shutil
+import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import no_type_check
 
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+UNUSED_DAYS = 30  # after which the kernels of another version are removed
+
+
+@functools.cache
+def keep_by_version():
+    """Let numba keep what it compiles in a folder of this version of all compiled code, unless the user names another.
+
+    By itself numba keeps a function until its own file changes, also when what it calls in another file has: after an
+    update it would go on with the old loop.
+    """
+    # pyrefly: ignore[missing-attribute]  # numba sets it when it reads the environment
+    if numba.config.CACHE_DIR:
+        return
+    digest = hashlib.sha256()
+    for file in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]):
+        content = file.read_bytes()
+        if b"@compiled(" in content or b"@intrinsic" in content:
+            digest.update(content)
+    own = Path(__file__).parent / "__pycache__"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shared-concepts"
+    place = own if os.access(own if own.exists() else own.parent, os.W_OK) else home
+    for old in place.glob("numba-*"):
+        with contextlib.suppress(OSError):  # another process removes it
+            if time.time() - old.stat().st_mtime > UNUSED_DAYS * 86_400:
+                shutil.rmtree(old)
+    # pyrefly: ignore[missing-attribute]
+    numba.config.CACHE_DIR = str(place / f"numba-{digest.hexdigest()[:16]}")
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
@@ -16,6 +52,7 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where
     neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
     """
+    keep_by_version()
 
     def decorate(function: Callable) -> Callable:
         njit = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=set(fastmath))
