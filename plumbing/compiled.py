@@ -49,13 +49,16 @@ def keep_by_version():
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
-    Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where
+    What a compiled function calls becomes part of it: as a function of its own, later processes would load another copy
+    of it, with other roundings. Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where
     neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
     """
     keep_by_version()
 
     def decorate(function: Callable) -> Callable:
-        njit = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=set(fastmath))
+        njit = functools.partial(
+            numba.njit, nogil=True, forceinline=True, error_model="numpy", fastmath=set(fastmath)
+        )
         try:
             return njit(cache=True)(function)
         except RuntimeError:  # numba found no place for its cache
