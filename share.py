@@ -30,6 +30,9 @@ def main(argv=None) -> Path | str:
     check(run, arguments)
     if not arguments.to:
         write(run, arguments.out, f"OWNER/{run.name}")
+        print(
+            f"written: {arguments.out}; to upload the same: uv run share.py --run {run.name} --to OWNER/NAME"
+        )
         return arguments.out
     api = connect(arguments.to)
     with tempfile.TemporaryDirectory() as temporary:

@@ -165,13 +165,18 @@ def print_matrix(directions: tuple[Direction, ...], metrics: list[str]):
     rows, columns = axes(directions)
     numbers = {name: f"[{i + 1}]" for i, name in enumerate(dict.fromkeys([*rows, *columns]))}
     names = [f"{numbers[row]} {row}" for row in rows], [numbers[column] for column in columns]
+    if unnamed := [f"{numbers[column]} {column}" for column in columns if column not in rows]:
+        print(f"\ncolumns: {', '.join(unnamed)}")
+    shown: set[str] = set()
     for metric in metrics:
         for scope, words in (("all_layers", "all layers"), ("last_layer", "last layer")):
             if scope in directions[0].scores[metric]:
                 for kind, note in kinds(directions, metric, scope).items():
                     print(f"\n{LABELS[metric]}, {words} ({note})")
                     print_table(*names, grid(directions, metric, scope, kind))
-    print(f"\n{FLOOR}\n{HELD_OUT}")
+                    shown.add(kind)
+    explained = [words for kind, words in (("floor", FLOOR), ("held_out", HELD_OUT)) if kind in shown]
+    print("\n" + "\n".join(explained) if explained else "")
 
 
 def kinds(directions: tuple[Direction, ...], metric: str, scope: str) -> dict[str, str]:

@@ -177,6 +177,10 @@ def test_a_matrix_is_made_of_the_pairs(capsys):
     row = next(r for r in rows if (r["source"], r["target"], r["metric"]) == ("B", "A", "wmppc"))
     assert float(row["score"]) == alone["B", "A"].wmppc["all_layers"].value
     assert json.loads(Path("out/m.json").read_text())["directions"] == results.plain(list(found))
+    wmppc.main(["--source", "A", "--target", "C", "B", "--no-trust"])
+    bare = capsys.readouterr().out
+    assert "columns: [2] C, [3] B\n" in bare
+    assert "held out" not in bare  # nor its explanation
 
 
 def test_each_run_is_read_once(monkeypatch):
