@@ -59,23 +59,14 @@ class AuxK(NamedTuple):
     b_enc: Float[torch.Tensor, " chosen"]
 
 
-class TopKSAE(nn.Module):
-    """A TopK sparse autoencoder. W_dec is drawn from `seed`, and W_enc starts as its transpose."""
+class SparseAutoencoder(nn.Module):
+    """What all SAEs here have in common: a linear encoder and decoder; a subclass says what becomes the code."""
 
-    architecture = "topk"
+    W_enc_rows: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
     normalize_activations = "none"  # by SAELens' names; what is done to the tokens before they are encoded
-
-    def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
-        super().__init__()
-        if not 1 <= k <= d_sae:
-            raise UserError(f"{k} active latents of d_sae = {d_sae}: give a --top_k from 1 to {d_sae}")
-        self.d_in, self.d_sae, self.k = d_in, d_sae, k
-        rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
-        rows /= rows.norm(dim=1, keepdim=True)
-        self.W_enc_rows = nn.Parameter(rows.clone())
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(rows)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     @property
     def W_enc(self) -> Float[torch.Tensor, "d_in d_sae"]:
@@ -83,22 +74,16 @@ class TopKSAE(nn.Module):
         return self.W_enc_rows.T
 
     def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
-        """The pre-activations: the encoder without ReLU and TopK."""
+        """The pre-activations: the encoder alone."""
         return linear(x - self.b_dec, self.W_enc_rows, self.b_enc)
 
-    def encode_topk(
-        self, x: Float[torch.Tensor, "*token d_in"]
-    ) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
-        """The code as its k largest activations and their latents; a latent with activation 0 did not fire."""
-        return largest(self.pre_acts(x), self.k)
+    def code(self, pre_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_sae"]:
+        """The code of tokens of which the pre-activations are known, dense."""
+        raise NotImplementedError
 
     def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The code of each token, dense."""
         return self.code(self.pre_acts(x))
-
-    def code(self, pre_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_sae"]:
-        """The code of tokens of which the pre-activations are known, dense."""
-        return keep_largest(pre_acts, self.k)
 
     def decode(self, feature_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction from a dense code."""
@@ -113,6 +98,34 @@ class TopKSAE(nn.Module):
     def forward(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_in"]:
         """The reconstruction of each token."""
         return self.reconstruct(x, self.encode(x))
+
+
+class TopKSAE(SparseAutoencoder):
+    """A TopK sparse autoencoder. W_dec is drawn from `seed`, and W_enc starts as its transpose."""
+
+    architecture = "topk"
+
+    def __init__(self, d_in: int, d_sae: int, k: int, seed: int = 0):
+        super().__init__()
+        if not 1 <= k <= d_sae:
+            raise UserError(f"{k} active latents of d_sae = {d_sae}: give a --top_k from 1 to {d_sae}")
+        self.d_in, self.d_sae, self.k = d_in, d_sae, k
+        rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
+        rows /= rows.norm(dim=1, keepdim=True)
+        self.W_enc_rows = nn.Parameter(rows.clone())
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    def encode_topk(
+        self, x: Float[torch.Tensor, "*token d_in"]
+    ) -> tuple[Float[torch.Tensor, "*token k"], Int[torch.Tensor, "*token k"]]:
+        """The code as its k largest activations and their latents; a latent with activation 0 did not fire."""
+        return largest(self.pre_acts(x), self.k)
+
+    def code(self, pre_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_sae"]:
+        """The code of tokens of which the pre-activations are known, dense."""
+        return keep_largest(pre_acts, self.k)
 
     def loss(
         self,
@@ -267,7 +280,7 @@ def _candidates(
     return dead.nonzero()[:, 0] if dead.is_cpu else torch.arange(len(dead), device=dead.device)
 
 
-def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter's gradient; RuntimeError where no step has set one."""
     if parameter.grad is None:
         raise RuntimeError("there are no gradients yet: set_gradients sets them")

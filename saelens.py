@@ -19,11 +19,9 @@ import safetensors.torch
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import nn
 
 from plumbing.errors import UserError
-from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, TopKSAE, save_layout
-from topk import linear
+from sae import CONFIG_FILE, TENSORS, WEIGHTS_FILE, SparseAutoencoder, TopKSAE, save_layout
 
 ARCHITECTURES = ("topk", "standard", "jumprelu")
 
@@ -62,13 +60,9 @@ class Config(NamedTuple):
     hook_layer: int | None
 
 
-class ThresholdSAE(nn.Module):
+class ThresholdSAE(SparseAutoencoder):
     """An SAE whose latents fire above a threshold each: JumpReLU (arXiv 2407.14435), or ReLU with thresholds of 0."""
 
-    W_enc_rows: torch.Tensor
-    b_enc: torch.Tensor
-    W_dec: torch.Tensor
-    b_dec: torch.Tensor
     threshold: torch.Tensor
 
     def __init__(self, weights: Weights):
@@ -81,36 +75,9 @@ class ThresholdSAE(nn.Module):
             self.register_buffer(name, weights[name])
         self.register_buffer("threshold", weights.get("threshold", torch.zeros_like(weights["b_enc"])))
 
-    @property
-    def W_enc(self) -> Float[torch.Tensor, "d_in d_sae"]:
-        """The encoder, a view of `W_enc_rows`."""
-        return self.W_enc_rows.T
-
-    def pre_acts(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
-        """The pre-activations: the encoder without ReLU and threshold."""
-        return linear(x - self.b_dec, self.W_enc_rows, self.b_enc)
-
     def code(self, pre_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_sae"]:
         """The code of tokens of which the pre-activations are known, dense."""
         return pre_acts.relu().masked_fill(pre_acts <= self.threshold, 0)
-
-    def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_sae"]:
-        """The code of each token, dense."""
-        return self.code(self.pre_acts(x))
-
-    def decode(self, feature_acts: Float[torch.Tensor, "*token d_sae"]) -> Float[torch.Tensor, "*token d_in"]:
-        """The reconstruction from a dense code."""
-        return feature_acts @ self.W_dec + self.b_dec
-
-    def reconstruct(
-        self, x: Float[torch.Tensor, "*token d_in"], feature_acts: Float[torch.Tensor, "*token d_sae"]
-    ) -> Float[torch.Tensor, "*token d_in"]:
-        """The reconstruction of tokens `x` from their dense code."""
-        return self.decode(feature_acts)
-
-    def forward(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token d_in"]:
-        """The reconstruction of each token."""
-        return self.reconstruct(x, self.encode(x))
 
     def save(self, folder: str | os.PathLike, metadata: dict | None = None) -> None:
         """Write the two files that `sae_lens.SAE.load_from_disk(folder)` reads."""
