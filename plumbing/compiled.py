@@ -15,6 +15,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from plumbing import files
+
 ROOT = Path(__file__).resolve().parent.parent
 
 UNUSED_DAYS = 30  # after which the kernels of another version are removed
@@ -36,8 +38,7 @@ def keep_by_version():
         if b"@compiled(" in content or b"@intrinsic" in content:
             digest.update(content)
     own = Path(__file__).parent / "__pycache__"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shared-concepts"
-    place = own if os.access(own if own.exists() else own.parent, os.W_OK) else home
+    place = own if os.access(own if own.exists() else own.parent, os.W_OK) else files.cache_folder()
     for old in place.glob("numba-*"):
         with contextlib.suppress(OSError):  # another process removes it
             if time.time() - old.stat().st_mtime > UNUSED_DAYS * 86_400:
@@ -50,8 +51,9 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Callable]:
     """Decorate a function: `numba.njit` without the interpreter's lock, kept on disk for the next process.
 
     What a compiled function calls becomes part of it: as a function of its own, later processes would load another copy
-    of it, with other roundings. Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not vectorise the loop. Where
-    neither the code's folder nor the user's cache can be written to, it is compiled anew in each process.
+    of it, with other roundings. Dividing by zero gives infinity or NaN, as in numpy: to check for it, numba would not
+    vectorise the loop. Where neither the code's folder nor the user's cache can be written to, it is compiled anew in
+    each process.
     """
     keep_by_version()
 

@@ -25,6 +25,11 @@ HERE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[
 TEMPORARY = (".*.tmp*", ".tmp*")  # what a killed process may leave: our temporary names, and safetensors'
 
 
+def cache_folder() -> Path:
+    """The toolkit's folder in the user's cache, which need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shared-concepts"
+
+
 def is_full(error: OSError) -> bool:
     """Whether a write failed because the disk, or the user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

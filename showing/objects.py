@@ -12,7 +12,7 @@ from plumbing import files
 from plumbing.errors import UserError
 from showing.words import Vocabulary
 from sources.opened import reason
-from sources.unreadable import cache_folder, file_stamp
+from sources.unreadable import file_stamp
 
 # Of the file's entries; its outlines and boxes, which are nearly all of its 450 MB, go as soon as they are read.
 READ = ("images", "annotations", "categories", "id", "name", "image_id", "category_id")
@@ -57,7 +57,7 @@ def _instances(pairs: Pairs) -> Path | None:
 def _kept(file: Path) -> Objects:
     """The objects of a file, kept in the user's cache: reading COCO's takes half a minute."""
     size, date = file_stamp(str(file)) or (0, 0)
-    kept = cache_folder() / f"{file.stem}-{size}-{date}.npz"
+    kept = files.cache_folder() / f"{file.stem}-{size}-{date}.npz"
     try:
         with np.load(kept) as arrays:
             return Objects(*(arrays[name] for name in Objects._fields))

@@ -21,7 +21,7 @@ from plumbing import files
 from plumbing.errors import UserError
 from sources.opened import Lost, Opened, Place, Sample, Span, say, spelled, writable
 from sources.rows import BATCH_ROWS, COLUMNS, NAMES, About, Column, Found, Kept, Rows, find_kept, mapped
-from sources.unreadable import cache_folder, file_stamp
+from sources.unreadable import file_stamp
 
 if TYPE_CHECKING:  # elsewhere only where a data set is opened: importing them takes a while
     import pyarrow
@@ -55,7 +55,7 @@ def _where(opened: Opened, asked: Sequence[object]) -> Kept | None:
     state = hashlib.sha256(f"{_code()} {opened.version}".encode())
     for path in opened.files:
         state.update(f"{path} {file_stamp(path)}\n".encode(errors="backslashreplace"))
-    file = cache_folder() / f"rows-{name}.arrow"
+    file = files.cache_folder() / f"rows-{name}.arrow"
     try:
         files.make_folder(file.parent)
         files.check_writable(file)

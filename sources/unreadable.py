@@ -26,7 +26,7 @@ def find_unreadable(opened: Opened, samples: Sequence[Sample]) -> list[dict[str,
     """
     if len(samples) and samples[0].side == "text":  # captions are read already
         return []
-    path = cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
+    path = files.cache_folder() / f"unreadable-{_version_key(opened, samples)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -59,10 +59,6 @@ def _why_unreadable(read: Read, sample: Sample) -> str | None:
     except BROKEN as why:
         return reason(why)
     return None
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shared-concepts"
 
 
 def _keep(path: Path, found: list[dict[str, str]]):

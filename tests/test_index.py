@@ -11,6 +11,7 @@ import pytest
 from data_files import hf_table, members, write_folder, write_shard
 
 from data import open_pairs
+from plumbing import files
 from plumbing.errors import UserError
 from sources import index, rows, tars
 from sources.opened import Opened, Sample, Span
@@ -24,7 +25,7 @@ def all_of(pairs):
 
 
 def files_of_indexes():
-    return sorted(index.cache_folder().glob("rows-*.arrow"))
+    return sorted(files.cache_folder().glob("rows-*.arrow"))
 
 
 @pytest.mark.parametrize("kind", ["demo", "coco", "folder", "webdataset", "text", "hf"])
@@ -116,7 +117,7 @@ def test_processes_that_open_a_data_set_at_once_have_the_same_rows(shards):
     for one in started:
         one.join()
     assert found == [all_of(open_pairs("webdataset", str(shards)))] * 3
-    assert [file.name for file in index.cache_folder().iterdir()] == [files_of_indexes()[0].name]
+    assert [file.name for file in files.cache_folder().iterdir()] == [files_of_indexes()[0].name]
 
 
 def test_pickled_pairs_name_the_index_and_refuse_another_state_of_it(tmp_path):
