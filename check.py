@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, __file__)
     parser.add_argument(
         "--encoder",
         metavar="CHECKPOINT",

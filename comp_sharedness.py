@@ -34,7 +34,7 @@ def main(argv=None) -> Sharedness:
 
 
 def parse(argv):
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, __file__)
     add = parser.add_argument
     add("--source", required=True, metavar="M", help="the run whose features are ranked")
     add("--min_group", required=True, nargs="+", metavar="G", help="runs that all have to have it")

@@ -44,7 +44,7 @@ class Followed(NamedTuple):
 @script
 def main(argv=None) -> list[Followed]:
     """Run the demo; returns the listed features."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     again = f"first train the demo's encoders from scratch, into {RETRAINED}/"
     parser.add_argument("--retrain", action="store_true", help=again)
     parser.add_argument("--limit", type=positive, default=7000, help="so many of the 10,000 samples")

@@ -42,7 +42,7 @@ def main(argv=None) -> Path | str:
 
 
 def parse(argv) -> Namespace:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, __file__)
     add = parser.add_argument
     add("--run", required=True, help="whose SAEs to share, a folder name in sae_features/")
     add(

@@ -40,7 +40,7 @@ def main(argv=None) -> list[Path]:
 
 
 def parse(argv) -> Namespace:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, __file__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", help="the run to show, a folder name in sae_features/")
     what.add_argument(

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
 
 def parse(argv):
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.toml", help="the study, such as studies/demo.toml")
     add("--only", nargs="+", metavar="NAME", help="these encoders, comparisons or pictures only")

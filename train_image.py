@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> "list[Run] | Estimate":
 
 
 def parse(argv: list[str] | None) -> Namespace:
-    return flags.parse(argv, __doc__ or "", "train_image.py", ENCODERS, "DemoClipVision")
+    return flags.parse(argv, __doc__, __file__, ENCODERS, "DemoClipVision")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> "list[Run] | Estimate":
 
 
 def parse(argv: list[str] | None) -> Namespace:
-    return flags.parse(argv, __doc__ or "", "train_text.py", ENCODERS, "DemoClipText")
+    return flags.parse(argv, __doc__, __file__, ENCODERS, "DemoClipText")
 
 
 if __name__ == "__main__":

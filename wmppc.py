@@ -61,7 +61,7 @@ def main(argv=None) -> tuple[Direction, ...]:
 
 
 def parse(argv):
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     add = parser.add_argument
     runs = "runs: folder names in sae_features/, or patterns such as 'clip*' (quoted)"
     add("--source", required=True, nargs="+", metavar="RUN", help=runs)

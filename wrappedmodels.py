@@ -4,14 +4,12 @@ To add an encoder, add a row to REGISTRY and, where none of the loaders fits, a 
 its `Parts`. Importing this file must not import torch, which takes seconds: loaders are named, not imported.
 """
 
-import difflib
 import importlib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from encoders.hub import DINOV2, OtherRow, UnknownName, quiet
 from encoders.row import PRECISIONS, Row
-from plumbing.errors import UserError
+from plumbing.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import encoders.wrapper
@@ -130,13 +128,6 @@ def find_row(model: str) -> Row:
         close = did_you_mean(model, REGISTRY, 0.65)
         raise UserError(f"unknown model {model!r}; {close}--model takes one of {', '.join(REGISTRY)}")
     return REGISTRY[model]
-
-
-def did_you_mean(name: str, known: Iterable[str], alike: float) -> str:
-    """'did you mean A or B? ' of the known names that are `alike` (1: the same) in whichever case, or nothing."""
-    spelled = {other.lower(): other for other in sorted(known) if other != name}
-    close = [spelled[other] for other in difflib.get_close_matches(name.lower(), spelled, 3, alike)]
-    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 def rows_for(model_type: str, row: Row) -> str:

@@ -40,7 +40,7 @@ RELU_FASTER, RELU_MEMORY = 1.0, 1 / 3  # of a dense pair
 
 
 def parse(argv):
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     add = parser.add_argument
     add("--rows", type=positive, default=118_287, help="samples")
     add("--d_sae", type=positive, default=6144, help="features of a layer")

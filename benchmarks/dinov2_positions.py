@@ -23,7 +23,7 @@ OFFSET = 0.1  # dinov2/models/vision_transformer.py, interpolate_pos_encoding: w
 @script
 def main(argv=None) -> dict[str, tuple[float, float]]:
     """Print the table; returns {table: (relative difference, mean cosine)}."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--width", type=positive, default=768, help="dimensions of a position")
     parser.add_argument("--seed", type=int, default=0, help="of the random tables")
     arguments = parser.parse_args(argv)

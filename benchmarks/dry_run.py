@@ -54,7 +54,7 @@ QUANTITIES = {
 @script
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     """Print the table; returns the ratios of estimate and truth by encoder, in the order of QUANTITIES."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--samples", type=positive, default=256, help="pictures for the B-sized encoder")
     parser.add_argument("--repeats", type=positive, default=3)
     arguments = parser.parse_args(argv)

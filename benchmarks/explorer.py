@@ -32,7 +32,7 @@ SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", 
 @script
 def main(argv=None) -> dict[str, float]:
     """Print what was measured beside its target; returns it."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--rows", type=positive, default=118_287, help="samples")
     parser.add_argument("--features", type=positive, default=8192, help="of each layer")
     parser.add_argument("--keep", type=Path, help="a folder to leave the explorer in")

@@ -69,7 +69,7 @@ def measured(browser, address: str) -> dict[str, float]:
 @script
 def main(argv=None) -> dict[str, float]:
     """Print each figure beside its target; returns the seconds."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument(
         "folder", nargs="?", type=Path, help="an explorer; by default a synthetic one is written"
     )

@@ -37,7 +37,7 @@ print(time.perf_counter() - started, *(package for package in {heavy} if package
 @script
 def main(argv=None) -> dict[str, float]:
     """Print the table; returns the seconds by file."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--turns", type=positive, default=3, help="imports of each file")
     arguments = parser.parse_args(argv)
     seconds = {}

@@ -25,7 +25,7 @@ HIDDEN = scenes.IMAGE_ONLY
 @script
 def main(argv=None):
     """Print, for each run of the demo, how many features are named by a synonym of the factor that they follow."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, __file__)
     parser.parse_args(argv)
     for name in [name for name in features.run_names() if name.startswith("demo-")]:
         print(f"{name}: {planted(features.open_run(name))}")

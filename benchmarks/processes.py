@@ -52,7 +52,7 @@ WAYS = ("its own", "together")
 @script
 def main(argv: list[str] | None = None) -> dict[tuple[int, str], float]:
     """Print both tables; returns the bytes measured over the bytes counted, by the number of processes and the way."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--steps", type=positive, default=5, help="that are run to measure")
     arguments = parser.parse_args(argv)
     print(

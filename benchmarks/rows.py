@@ -74,7 +74,7 @@ print(json.dumps([time.perf_counter() - began, memory()]))
 @script
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     """Print a table; returns each step's ratios of seconds and of memory, ten times the rows over the rows."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--rows", type=positive, default=118_287, help=f"the fewer rows; then {TIMES} times")
     parser.add_argument("--folder", help="where the temporary folder is made: 2 kB a row, and the runs")
     arguments = parser.parse_args(argv)

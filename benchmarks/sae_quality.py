@@ -30,7 +30,7 @@ FVU_TARGET, DEAD_TARGET = 0.5, 0.2
 @script
 def main(argv=None) -> list[tuple]:
     """Print the table; returns its rows: model, layer, both FVUs, both dead fractions."""
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument(
         "--models", nargs="+", default=["DemoDino", "DemoBert"], help="encoders of the registry"
     )

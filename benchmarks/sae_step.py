@@ -30,7 +30,7 @@ PRODUCTS = ("product, addmm", "product, oneDNN")
 
 
 def parse(argv):
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__, __file__)
     parser.add_argument("--d_in", type=positive, default=768, help="width of the activations")
     parser.add_argument("--d_sae", type=positive, default=6144, help="number of latents")
     parser.add_argument("--top_k", type=positive, default=32, help="active latents of a token")

@@ -2,35 +2,72 @@
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plumbing import files
-from plumbing.errors import UserError
+from plumbing.errors import UserError, did_you_mean
 
 Flags = Mapping[str, Mapping[str, Any]]  # flag: the keyword arguments of argparse's `add_argument`
 
 # A path outside the working folder: alone, or behind =, : or , in a word.
 PLACE = re.compile(r"(^|[=:,])((?:/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\)[^=,]*)")
 
+# A flag, also with the dashes that word processors make of --, and no number.
+FLAG = re.compile(r"(?!-\.?\d)(-|--|–|—)[^\W\d][\w-]*")
+
+ROOT = Path(__file__).resolve().parent.parent
+
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")  # what matplotlib can write
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises a UserError, with the command that prints the flags, instead of exiting."""
+    """An argument parser that raises a UserError, with the command that prints the flags, instead of exiting.
 
-    def __init__(self, description: str, prog: str | None = None):
+    Beyond argparse it says which flag may be meant, and refuses a flag of several values that is given twice, of which
+    argparse would silently drop the first ones.
+    """
+
+    def __init__(self, description: str | None, file: str):
+        """`file`: the script's `__file__`; of `description`, its docstring, the first line is shown."""
         super().__init__(
-            prog=prog,
-            description=description,
+            prog=Path(file).resolve().relative_to(ROOT).as_posix(),
+            description=(description or "").partition("\n")[0],
             formatter_class=_Help,
             allow_abbrev=False,
         )
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        if not {"-h", "--help"} & set(words):
+            self._check_flags(words)
+        arguments, left = super().parse_known_args(words, namespace)
+        if left:
+            before = [word for word in words[: words.index(left[0])] if word in self._option_string_actions]
+            after = f" after {before[-1]}" if before else ""
+            self.error(f"{left[0]!r}{after} is one word too many: leave it out, or quote a value with spaces")
+        return arguments, left
+
+    def _check_flags(self, words: Sequence[str]):
+        """Refuse unknown flags, and those of several values that are given twice."""
+        known, given = self._option_string_actions, set()
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            action = known.get(flag)
+            if action in given:
+                self.error(f"{flag} is given twice: give all of its values after one")
+            if action is not None and action.nargs == "+":
+                given.add(action)
+            elif action is None and FLAG.fullmatch(flag):
+                names = [name for name in known if name.startswith("--")]
+                close = did_you_mean("-" + flag.strip("-–—").replace("-", "_"), names, 0.65, most=1)
+                self.error(f"{flag} is unknown; {close.strip() or 'the flags are ' + ' '.join(names)}")
 
     def error(self, message: str):
         raise UserError(f"{message} (see `uv run {self.prog} --help`)")

@@ -1,6 +1,8 @@
 """The one kind of error that a user is shown."""
 
+import difflib
 from argparse import ArgumentTypeError
+from collections.abc import Iterable
 
 
 def first_line(error: Exception) -> str:
@@ -18,3 +20,10 @@ class UserError(ArgumentTypeError):
 
     It is an error of argparse's, so that argparse names the flag where the type of an argument raises it.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str], alike: float, most: int = 3) -> str:
+    """'did you mean A or B? ' of the known names that are `alike` (1: the same) in whichever case, or nothing."""
+    spelled = {other.lower(): other for other in sorted(known) if other != name}
+    close = [spelled[other] for other in difflib.get_close_matches(name.lower(), spelled, most, alike)]
+    return f"did you mean {' or '.join(close)}? " if close else ""

@@ -1,6 +1,7 @@
 """What scripts share: files that can be written, and outputs that nobody reads any more."""
 
 import os
+import re
 
 import pytest
 
@@ -42,10 +43,34 @@ def test_another_broken_pipe_than_our_outputs_is_no_quiet_end():
 
 
 def test_options_reach_the_data_set(folder):
-    parser = commandline.Parser("a script")
+    parser = commandline.Parser("a script", data.__file__)
     parser.add_argument("--lr")
     commandline.add_flags(parser, data.FLAGS)
     words = f"--dataset folder --data_root {folder} --limit 1 --caption all --lr 3"
     arguments = parser.parse_args(words.split())
     pairs = open_pairs(**commandline.chosen(arguments, data.FLAGS))
     assert pairs.captions == [["a robin", "a red bird"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--limt 5", "--limt is unknown; did you mean --limit? (see `uv run benchmarks/rows.py --help`)"),
+        ("-limit 5", "-limit is unknown; did you mean --limit?"),
+        ("–run a", "–run is unknown; did you mean --run?"),  # a dash of a word processor
+        ("--no_trust", "--no_trust is unknown; did you mean --no-trust?"),
+        ("--port=3", "--port is unknown; the flags are --help --limit --run --no-trust"),
+        ("--run a -1 --limit 3 --run b", "--run is given twice: give all of its values after one"),
+        ("--no-trust yes", "'yes' after --no-trust is one word too many: leave it out"),
+        ("--limit -1e-3", "--limit: expected one argument"),
+    ],
+)
+def test_a_flag_that_argparse_would_not_explain_is(words, said):
+    script = os.path.join(os.path.dirname(data.__file__), "benchmarks", "rows.py")
+    parser = commandline.Parser("a script", script)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--run", nargs="+")
+    parser.add_argument_group("more").add_argument("--no-trust", action="store_true")
+    assert vars(parser.parse_args(["--limit", "-3", "--run", "b"]))["limit"] == -3
+    with pytest.raises(UserError, match=re.escape(said)):
+        parser.parse_args(words.split())

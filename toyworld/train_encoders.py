@@ -36,7 +36,7 @@ TRAINERS = {"clip": train_clip, "vit": train_vit, "dino": train_dino, "bert": tr
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Train, save and probe the encoders asked for; returns the table that it prints."""
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__, __file__)
     parser.prog = "python -m toyworld.train_encoders"
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="encoders to train")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write the encoders into")

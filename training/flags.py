@@ -99,12 +99,12 @@ def run(arguments: argparse.Namespace) -> "list[features.Run] | Estimate":
     return runs
 
 
-def parse(argv: list[str] | None, description: str, script: str, rows: Rows, default_model: str):
-    """Parse the command line of a train script; `rows` are the encoders that it takes.
+def parse(argv: list[str] | None, description: str | None, file: str, rows: Rows, default_model: str):
+    """Parse the command line of a train script, whose `__file__` is `file`; `rows` are the encoders that it takes.
 
     Adds `command`, the words typed, and settles `model`, `checkpoint` and `dataset`.
     """
-    parser = Parser(description, script)
+    parser = Parser(description, file)
     add_encoder_flags(parser, rows)
     add_flags(parser, data.FLAGS)
     add_settings(parser)
@@ -119,7 +119,7 @@ def parse(argv: list[str] | None, description: str, script: str, rows: Rows, def
     )
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(words)
-    arguments.command = [script, *words]
+    arguments.command = [parser.prog, *words]
     choose_encoder(arguments, rows, default_model)
     if arguments.sae == features.RANDOM_SAE:
         arguments.sae, arguments.recipe = None, features.RANDOM_SAE
