@@ -204,6 +204,14 @@ def counted(moments: Moments, min_active: int) -> Bool[np.ndarray, " feature"]:
     return moments.active.sum(0) >= max(min_active, 1)
 
 
+def tellable(moments: Moments, min_active: int) -> Bool[np.ndarray, " feature"]:
+    """Those of the features that count whose held-out correlation tells anything: they are active in both halves.
+
+    Of a feature that is silent on one half it is 0, with an error of 0, whatever the other run has.
+    """
+    return counted(moments, min_active) & (moments.active > 0).all(0)
+
+
 def by_half(codes: Codes, half: np.ndarray, rows: np.ndarray | None = None) -> Entries:
     """The entries feature by feature, each feature's half by half; with `rows` they tell the place of a row in it."""
     starts, features, values = codes.by_row

@@ -75,7 +75,7 @@ def sharedness(
     features.check_aligned([run, *min_group, *max_group])
 
     from comparing.draws import Layer  # numba comes with these, and takes half a second
-    from comparing.halves import counted
+    from comparing.halves import tellable
     from comparing.per_feature import any_counted, presences
     from comparing.reader import Reader
     from comparing.references import note, other_seed
@@ -88,7 +88,7 @@ def sharedness(
     targets = {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}
     found = presences(own, targets, sides)
     moments = sides.moments(own)
-    total, enough = moments.total.sum(0), counted(moments, sides.options.min_active)
+    total, enough = moments.total.sum(0), tellable(moments, sides.options.min_active)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}
     delta = comparative_sharedness(table(rho, G), table(rho, H), total)
@@ -153,7 +153,7 @@ class Status(NamedTuple):
     text: str
 
 
-RARE = Status(4, "too rare")  # active on too few rows to count
+RARE = Status(4, "too rare")  # active on too few rows to count, or in one half alone
 
 
 def statuses(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from comparing.draws import Layer
+from comparing.halves import tellable
 from comparing.nearest import NOTHING, highest_of_rows, neighbours
 from comparing.older import decoder
 from comparing.sharedness import Sharedness
@@ -31,7 +32,7 @@ def table(
     live, counts = one.live, one.counts
     sums = np.add.reduceat(one.columns.values.astype(np.float64), one.columns.starts[live])
     highest = np.maximum.reduceat(one.columns.values, one.columns.starts[live])
-    counted = one.side.counted[live]
+    counted = tellable(one.side.moments, one.side.min_active)[live]
     own = [labels.get(number) for number in live.tolist()]
     return {
         "feature": live.tolist(),

@@ -217,6 +217,21 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
 
 
+def test_a_feature_of_one_half_alone_is_too_rare_to_call_absent():
+    """Twelve rows of one caption are in one half, so that nothing of their feature can be held out: H has the very one."""
+    rng = np.random.default_rng(0)
+    own, events = np.zeros((200, 1)), rng.random((200, 2)) < 0.3
+    own[:12] = rng.random((12, 1)) + 1
+    captions = ["the same"] * 12 + [f"caption {row}" for row in range(12, 200)]
+    make_run("M", {"layer0": np.hstack([own, events])}, modality="text", captions=captions)
+    make_run("G", {"layer0": events}, captions=captions)
+    make_run("H", {"layer0": own + 0.1 * events[:, :1]}, captions=captions)
+    found = comp_sharedness.main(["--source", "M", "--min_group", "G", "--max_group", "H"])
+    status = dict(zip(found.feature.tolist(), found.status, strict=True))
+    assert found.rho["H"].max() > 0.9
+    assert (status[0], found.counts["active often enough"]) == ("too rare", 2)
+
+
 def test_two_processes_share_out_the_runs_and_both_get_all(monkeypatch):
     five_runs()
     runs = [features.open_run(name) for name in ("M", "G1", "G2", "H1", "H2")]
