@@ -27,8 +27,8 @@ def is_recorded(step: Step) -> bool:
         before, after = ({key: facts[key] for key in known} for facts in (then, now))
         if found := first_difference(before, after):
             raise UserError(
-                f"run {name!r} was recorded otherwise than [{step.part}.{step.entry}] says ({found}): change the "
-                f"file, name another encoder, or record it again: {step} --overwrite"
+                f"run {name!r} was recorded otherwise than {step.table(found.split()[:1])} says ({found}): change "
+                f"the file, name another encoder, or record it again: {step} --overwrite"
             )
     return len(whole) == len(step.records)
 

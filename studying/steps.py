@@ -8,10 +8,11 @@ process names them.
 """
 
 import importlib
+import re
 import shlex
 import tomllib
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,13 +56,20 @@ class Step(NamedTuple):
     words: list[str]
     records: tuple[str, ...] = ()  # the runs of a train command
     needs: tuple[str, ...] = ()  # the runs that are compared or shown
+    written_in: Mapping[str, str] = {}  # the table of each flag of a train command
 
     def parse(self) -> Namespace:
         """What the script makes of its flags. Error: it refuses them."""
         try:
             return importlib.import_module(self.script).parse(self.words)
         except UserError as mistake:
-            raise UserError(f"[{self.part}.{self.entry}], {self}: {mistake}") from mistake
+            named = re.findall(r"--([\w-]+)", str(mistake))
+            raise UserError(f"{self.table(named)}, {self}: {mistake}") from mistake
+
+    def table(self, named: Sequence[str]) -> str:
+        """The table in which the first of the named flags is written that is in any; the step's own where none is."""
+        found = [self.written_in[flag] for flag in named if flag in self.written_in]
+        return f"[{found[0] if found else f'{self.part}.{self.entry}'}]"
 
     def __str__(self) -> str:
         return shlex.join(["uv", "run", f"{self.script}.py", *self.words])
@@ -137,7 +145,8 @@ def training(study: Study, overwrite: bool) -> Iterator[tuple[Step, str]]:
         for name, table in study.encoders.items():
             if data in chosen_data(f"encoders.{name}", table, study.data):
                 run = name if len(study.data) == 1 else f"{name}_{data}"
-                yield train_step(name, run, table, study.train | its, overwrite), data
+                common = {"train": study.train, f"data.{data}": its}
+                yield train_step(name, run, table, common, overwrite), data
 
 
 def chosen_data(where: str, table: Table, known: Mapping[str, object]) -> list[str]:
@@ -155,16 +164,26 @@ def without_data(table: Table) -> Table:
     return {key: value for key, value in table.items() if key != "data"}
 
 
-def train_step(name: str, run: str, table: Table, common: Table, overwrite: bool) -> Step:
-    """The command that records an encoder on a data set; its own flags win over the `common` ones."""
-    features.run_path(run)
+def train_step(name: str, run: str, table: Table, common: Tables, overwrite: bool) -> Step:
+    """The command that records an encoder on a data set; flags of its own `table` win over those of the `common` ones."""
+    own = f"encoders.{name}"
     if "model" not in table:
-        raise UserError(f"[encoders.{name}] names no model: give model, one of {', '.join(models())}")
-    is_text = wrappedmodels.find_row(str(table["model"])).modality == "text"
-    script = "train_text" if is_text else "train_image"
-    words = to_words(without_data(table) | {key: common[key] for key in common if key not in table})
+        raise UserError(f"[{own}] names no model: give model, one of {', '.join(models())}")
+    try:
+        features.run_path(run)
+        is_text = wrappedmodels.find_row(str(table["model"])).modality == "text"
+    except UserError as mistake:
+        raise UserError(f"[{own}]: {mistake}") from mistake
+    all_flags = without_data(table)
+    written_in = dict.fromkeys(all_flags, own)
+    for where, its in common.items():
+        added = {flag: its[flag] for flag in its if written_in.get(flag) != own}
+        all_flags |= added
+        written_in |= dict.fromkeys(added, where)
+    words = to_words(all_flags)
     words += ["--runname", run, *["--overwrite"] * overwrite]
-    step = Step("encoders", name, run, script, words)
+    script = "train_text" if is_text else "train_image"
+    step = Step("encoders", name, run, script, words, written_in=written_in)
     return step._replace(records=tuple(flags.variants_of(step.parse(), run)))
 
 

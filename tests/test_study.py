@@ -107,7 +107,7 @@ def test_with_several_data_sets_names_end_in_them_and_the_narrower_table_wins(he
         (("[train]", "[train"), ["small.toml is no TOML", "line 2"]),
         (("bert =", "vit ="), ["small.toml is no TOML", "line 9"]),
         (("[train]", "[training]"), ["'training' is no part of a study", "train, data, encoders, wmppc"]),
-        (("limit = 60", "limits = 60"), ["[encoders.vit]", "--limits is unknown; did you mean --limit?"]),
+        (("limit = 60", "limits = 60"), ["error: [train], uv run", "--limits is unknown; did you mean --limit?"]),
         (("layers = 1", "layer = 1"), ["[encoders.bert]", "--layer is unknown; did you mean --layers?"]),
         (("csv =", "cvs ="), ["[wmppc.both]", "--cvs is unknown; did you mean --csv?"]),
         (('dataset = "demo"', 'dataset = 2026-01-01'), ["[data.demo] dataset", "give a text"]),
@@ -117,7 +117,14 @@ def test_with_several_data_sets_names_end_in_them_and_the_narrower_table_wins(he
         (('"bert"]', '"berta"]'), ["[wmppc.both] names 'berta'", "records vit, bert"]),
         (("bert =", "vit_seed1 ="), ["two runs are named 'vit_seed1'", "[encoders.vit] and [encoders.vit_seed1]"]),
         (('target = "vit_seed1"', 'target = "bert"\ncsv = "both.csv"'), ["[wmppc.seeds] and [wmppc.both] both write"]),
-        (("limit = 60", 'data = "demo"'), ["[encoders.vit]", "--data is unknown; did you mean --dataset"]),
+        (("limit = 60", 'data = "demo"'), ["error: [train], uv run", "--data is unknown; did you mean --dataset"]),
+        (("limit = 60", 'top_k = "x"'), ["error: [train], uv run", "--top_k: 'x' is not a whole number"]),
+        (("limit = 60", 'skip_unreadable = "yes"'), ["error: [train], uv run", "'yes' after --skip_unreadable"]),
+        (("limit = 60", 'log = "tensor"'), ["error: [train], uv run", "--log: invalid choice: 'tensor'"]),
+        (("seeds = [0, 1]", 'seed = -1'), ["error: [encoders.vit], uv run", "'-1' is not a whole number"]),
+        (("limit = 60", "seed = 3"), ["error: [train], uv run", "--seed is given twice"]),
+        (('dataset = "demo"', 'dataset = "text"'), ["error: [data.demo], uv run", "--dataset text has captions only"]),
+        (('"DemoBert"', '"Bart"'), ["error: [encoders.bert]: unknown model 'Bart'"]),
         (("layers = 1", 'data = "coco"'), ["[encoders.bert] data", "no [data.coco]", "demo"]),
         (("[encoders]", "[wmppc.x]"), ["has no [encoders.NAME]"]),
         (("[encoders]", "[encoders]\nx = 3"), ["[encoders.x] is 3", "a table"]),
@@ -228,7 +235,8 @@ def test_a_run_recorded_with_other_settings_is_refused_with_the_difference(
         study.main([file])
     (line,) = capsys.readouterr().err.splitlines()
     assert left.value.code == 2
-    assert f"run 'vit_seed0' was recorded otherwise than [encoders.vit] says ({difference})" in line
+    table = "encoders.vit" if "seeds" in change[0] or "model" in difference else "train"
+    assert f"run 'vit_seed0' was recorded otherwise than [{table}] says ({difference})" in line
     assert line.endswith("--runname vit --overwrite")
 
 
