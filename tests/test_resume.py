@@ -314,6 +314,20 @@ def test_several_runs_killed_between_their_manifests_are_finished_by_the_same_co
         cut_short(**variants)
 
 
+def test_the_same_runs_in_another_order_are_refused_and_nothing_is_lost(cut_short, monkeypatch):
+    variants = {"runname": "both", "data_seed": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "show", lambda *args: 1 / 0)
+        patch.setattr(resume.Clock, "is_due", lambda self: True)
+        with pytest.raises(ZeroDivisionError):
+            cut_short(seeds=[0, 1], **variants)
+    before = content(features.run_path("both_seed0"))
+    assert any(name.endswith(".safetensors") for name in before)
+    with pytest.raises(UserError, match="its runs were both_seed0, both_seed1, now both_seed1, both_seed0"):
+        cut_short(seeds=[1, 0], **variants)
+    assert content(features.run_path("both_seed0")) == before
+
+
 def test_a_later_run_of_another_unfinished_command_is_not_emptied(cut_short, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "record", lambda *args: 1 / 0)

@@ -275,5 +275,9 @@ def first_difference(before: object, now: object, name: str = "") -> str | None:
         for key in before | now:
             if found := first_difference(before.get(key), now.get(key), key):
                 return found
+        if name == "runs" and list(before) != list(
+            now
+        ):  # a checkpoint has them by number, in the first one's folder
+            return f"its runs were {', '.join(before)}, now {', '.join(now)}"
         return None
     return None if before == now else CHANGED.get(name, f"{name} was {before}, now {now}")
