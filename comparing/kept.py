@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import features
+import samples
 from comparing.results import Comparison, Direction, Drivers, Nuisance, Score, plain
 from plumbing import files
 
@@ -13,12 +14,11 @@ KEPT_VERSION = 5  # of the kept scores: raise it where a definition changes
 
 
 def identity(run: features.Run) -> str:
-    """What changes when any of a run's recorded features do: sha256 over its manifest and its files' names,
-    sizes and times."""
+    """What changes when any of a run's recorded features or samples do: sha256 over its manifest and its files'
+    names, sizes and times. The samples' pictures and captions are their clusters, a user's column the strata."""
     digest = hashlib.sha256()
-    for file in sorted(
-        [*run.path.glob("*/features-*.npz"), *run.path.glob("layer*.pt"), *run.path.glob("run.json")]
-    ):
+    patterns = "*/features-*.npz", "layer*.pt", "run.json", samples.NAME
+    for file in sorted(file for pattern in patterns for file in run.path.glob(pattern)):
         state = file.stat()
         digest.update(f"{file.relative_to(run.path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     digest.update(json.dumps(run.manifest, sort_keys=True).encode())

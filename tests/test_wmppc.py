@@ -22,6 +22,7 @@ from runs import make_run
 
 import comparing
 import features
+import samples
 import wmppc
 from comparing import comparison, draws, older, results
 from comparing import reader as reader_module
@@ -214,6 +215,24 @@ def test_finished_pairs_are_kept_until_a_run_changes(monkeypatch):
     Path("sae_features/A/pairs/B.json").write_text("{half")
     assert wmppc.main(["--source", "A", "--target", "B"]) == wmppc.main(["--source", "A", "--target", "B"])
     assert matched[5:] == [("A", "B")]
+
+
+def test_a_column_of_the_samples_that_is_edited_is_read_anew():
+    dice = np.random.default_rng(0)
+    topic = dice.integers(0, 2, 400)
+    run = make_run("A", {"layer0": codes(0, 16) + topic[:, None] * 5})
+    make_run("B", {"layer0": codes(1, 16) + topic[:, None] * 5})
+
+    def floor_within(column):
+        rows = zip(run.samples().ids, column.tolist(), strict=True)
+        samples.write(
+            run.path, [{"id": i, "image": f"{i}.png", "caption": "", "topic": str(t)} for i, t in rows]
+        )
+        found = wmppc.main(["--source", "A", "--target", "B", "--strata", "topic"])
+        return found[0].nuisance.strata_floor
+
+    assert floor_within(dice.integers(0, 2, 400)) < 0.3
+    assert floor_within(topic) > 0.7
 
 
 def test_a_metric_asked_for_later_is_added_to_what_is_kept(monkeypatch):
