@@ -1,7 +1,6 @@
 """Show what a run's features respond to: sheets of their highest samples, a figure, a report, an explorer."""
 
 import re
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -219,7 +218,7 @@ def write_report(arguments: Namespace) -> list[Path]:
 
     from showing import report, thumbnails  # after what can be said without numba
 
-    command = shlex.join(["uv", "run", "show.py", *arguments.words])
+    command = ["uv", "run", "show.py", *arguments.words]
     pictures = report.Pictures(arguments.data_root, Path("imgs/thumbs"), arguments.thumb or thumbnails.SIDE)
     report.write_report(file, runs, pictures, AT_LEAST, command)
     print(file)

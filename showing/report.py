@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from scipy.sparse import csr_array
@@ -19,6 +20,7 @@ import features
 from comparing.clusters import FEWEST
 from comparing.comparison import with_references
 from comparing.draws import Layer
+from comparing.halves import tellable
 from comparing.per_feature import Presence, presence
 from comparing.reader import Reader
 from comparing.results import Direction, number
@@ -26,6 +28,7 @@ from comparing.sharedness import ABSENT, ONE_SIDED_95
 from comparing.sides import DEFAULTS, Sides
 from features import Run
 from plumbing import files
+from plumbing.commandline import without_folders
 from samples import Samples
 from showing import labels, sheets, trusted
 from showing.thumbnails import Thumbnails, thumbnails
@@ -90,7 +93,7 @@ class Pictures(NamedTuple):
     side: int
 
 
-def write_report(file: Path, runs: Sequence[Run], pictures: Pictures, at_least: int, command: str):
+def write_report(file: Path, runs: Sequence[Run], pictures: Pictures, at_least: int, command: Sequence[str]):
     """Write the page. Its features are of the first run's last layer, and active on `at_least` samples."""
     features.check_aligned(list(runs))
     sides = Sides(runs, Reader(), DEFAULTS)
@@ -99,9 +102,9 @@ def write_report(file: Path, runs: Sequence[Run], pictures: Pictures, at_least: 
     text = rendered(
         title=titled([run.name for run in runs]),
         first=runs[0],
-        dataset=runs[0].manifest["dataset"]["name"],
+        dataset=without_folders(runs[0].manifest["dataset"]["name"]),
         made=datetime.date.today().isoformat(),
-        command=command,
+        command=shlex.join(map(without_folders, command)),
         versions=_versions(runs[0]),
         runs=[described(run) for run in runs],
         of_text=_of_text(runs[0]),
@@ -139,14 +142,14 @@ def described(run: Run) -> dict[str, object]:
     return {
         "name": run.name,
         "model": encoder.get("model", "-"),
-        "checkpoint": encoder.get("checkpoint", "-"),
+        "checkpoint": without_folders(str(encoder.get("checkpoint", "-"))),
         "random": encoder.get("random_weights") is not None,
         "modality": encoder.get("modality", "-"),
         "token": manifest.get("token", "-"),
         "activation": manifest.get("activation", "-"),
         "seed": training.get("seed", "-"),
         "layers": run.layers[0] if len(run.layers) == 1 else f"{run.layers[0]} to {run.layers[-1]}",
-        "command": shlex.join(manifest.get("command") or []),
+        "command": shlex.join(map(without_folders, manifest.get("command") or [])),
         "quality": [{"name": layer, "numbers": quality(run, layer)} for layer in run.layers],
     }
 
@@ -261,7 +264,8 @@ def lists(runs: Sequence[Run], sides: Sides, pictures: Pictures, at_least: int) 
     )
     enough = sides.clusters(*runs).n >= FEWEST
     shared = {other.name: presence(own, Layer(other, other.layers[-1]), sides) for other in others if enough}
-    chosen = choices(codes, shared, at_least)
+    tells = tellable(sides.moments(own), sides.options.min_active)
+    chosen = choices(codes, shared, at_least, tells)
     wanted = sorted({feature for _, _, some in chosen for feature in some})
     found = {one.feature: one for one in sheets.highest(codes, wanted, PICTURES)}
     rows = {row for one in found.values() for row in one.rows.tolist()}
@@ -271,8 +275,10 @@ def lists(runs: Sequence[Run], sides: Sides, pictures: Pictures, at_least: int) 
     return [Cards(title, rule, [shown.card(found[i]) for i in some]) for title, rule, some in chosen]
 
 
-def choices(codes: csr_array, shared: dict[str, Presence], at_least: int) -> list[tuple[str, str, list[int]]]:
-    """The lists' titles, rules and features."""
+def choices(
+    codes: csr_array, shared: dict[str, Presence], at_least: int, tells: Bool[np.ndarray, " feature"]
+) -> list[tuple[str, str, list[int]]]:
+    """The lists' titles, rules and features; `tells`: whose held-out correlation tells anything."""
     by_activation = sheets.chosen_features(codes, None, codes.shape[1], at_least)
     active = f"active on at least {at_least} samples"
     if not shared:
@@ -283,7 +289,7 @@ def choices(codes: csr_array, shared: dict[str, Presence], at_least: int) -> lis
     lowest = np.min([one.held_out for one in shared.values()], axis=0)
     highest = np.max([one.held_out + ONE_SIDED_95 * one.error for one in shared.values()], axis=0)
     most = sheets.chosen_features(codes, None, SHOWN, at_least, lowest)
-    least = [feature for feature in by_activation if highest[feature] <= ABSENT][:SHOWN]
+    least = [one for one in by_activation if tells[one] and highest[one] <= ABSENT][:SHOWN]
     runs = _listed(list(shared))
     return [
         (

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from data_files import listed
 from runs import make_run
+from scipy.sparse import csr_array
 from test_thumbnails import photograph
 
 import data
+import features
 import show
 from comparing import compare
+from comparing.per_feature import Presence
+from showing import report
 
 HOSTILE = ["</script><script>fired()</script>", '"><img src=x onerror=fired()>', "כלב שחור", "word " * 2000]
 NAME = "<img src=x onerror=fired()>"  # a person's, of a feature
@@ -105,6 +109,29 @@ def test_what_a_data_set_says_is_text_and_nothing_is_asked_of_the_network(here):
     assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:")
     assert "https:" not in page.text
     assert str(here) not in page.text
+
+
+def test_no_folder_of_this_machine_is_told(here):
+    run, _ = two_runs(here, 60)
+    words = ["train_image.py", "--data_root", str(here / "odd"), f"--checkpoint={here}/mine"]
+    manifest = run.manifest | {
+        "command": words,
+        "encoder": run.manifest["encoder"] | {"checkpoint": words[-1][13:]},
+    }
+    manifest["dataset"] |= {"name": f"hf:{here}/odd"}
+    features.finish_run(run.path, manifest)
+    page = Page(show.main(["--report", "A", "--data_root", str(here / "odd")])[0])
+    assert str(here) not in page.text
+    assert "train_image.py --data_root odd --checkpoint=mine" in page.words
+    assert "uv run show.py --report A --data_root odd" in page.words
+
+
+def test_a_feature_of_one_half_of_the_samples_alone_is_surely_nowhere():
+    """Its held-out correlation is 0 with an error of 0, whatever the other run has."""
+    codes = csr_array(np.ones((40, 3)))
+    nothing = Presence(*np.zeros((3, 3)))
+    _, (_, _, least) = report.choices(codes, {"B": nothing}, 16, np.array([True, False, True]))
+    assert least == [0, 2]
 
 
 def test_too_few_samples_or_one_run_alone_give_no_held_out_scores(here):
