@@ -98,6 +98,7 @@ def load(run: Run) -> "WrappedModel":
         blocks=str(told["blocks"]) if told.get("blocks") else None,
         device="cuda" if torch.cuda.is_available() else "cpu",
         random_weights=None if seed is None else int(seed),
+        encoder_precision=str(told.get("encoder_precision", "float32")),
     )
 
 

@@ -59,6 +59,8 @@ def test_a_feature_that_fires_on_one_patch_lights_that_cell(tmp_path, monkeypatc
     assert np.flatnonzero(grid).tolist() == [PATCH]
     assert grid[PATCH] == 255
     assert ("mean over all" in found.words) == (token == "mean")
+    told["encoder_precision"] = "bfloat16"
+    assert places.load(run._replace(manifest=run.manifest | {"encoder": told})).precision == "bfloat16"
 
 
 def squashed(picture):
