@@ -81,7 +81,7 @@ def nuisance(source: Side, target: Side, found: Found, within: np.ndarray | None
     few = source.columns(chosen)
     roots = [Rooted(side) for side in (few, target)]
     by_strata = None if within is None else shuffled(few, target, within)[0]
-    return nuisance_of(found, chosen, by_strata, matched(*roots)[0], roots[0].total)
+    return nuisance_of(found, chosen, by_strata, matched(*roots, both=False)[0], roots[0].total)
 
 
 def nuisance_of(

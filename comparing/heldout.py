@@ -26,14 +26,17 @@ from plumbing.threads import equal_ranges, in_parallel
 FEW = 4  # times as few entries as the other side has
 
 
-def matched(source: Side, target: Side) -> tuple[Matched, Matched]:
-    """The maxima of the source's features over the target's, and the other way round, in one pass."""
+def matched(source: Side, target: Side, both: bool = True) -> tuple[Matched, Matched]:
+    """The maxima of the source's features over the target's, and the other way round, in one pass.
+
+    Without `both` the second is left empty: for few source features it takes longer than the first.
+    """
     _check(source, target)
     if prefers_gemm(source.pattern, target.pattern):
         products = Products(source.n_features, target.n_features)
         products.add(source.codes, target.codes, source.half)
         return products.best(Matched, source.min_active)
-    return _by_loop(Matched, split_maxima, source.by_half, source, target, target.by_row)
+    return _by_loop(Matched, split_maxima, source.by_half, source, target, target.by_row, both)
 
 
 def shuffled(source: Side, target: Side, partner: Int[np.ndarray, " row"]) -> tuple[Shuffled, Shuffled]:
@@ -53,11 +56,18 @@ Loop = Callable[..., None]
 
 
 def _by_loop(
-    kind: type[Best], loop: Loop, entries: Entries, source: Side, target: Side, by_row: Entries
+    kind: type[Best],
+    loop: Loop,
+    entries: Entries,
+    source: Side,
+    target: Side,
+    by_row: Entries,
+    both: bool = True,
 ) -> tuple[Best, Best]:
     fixed = (entries, by_row, source.counted, int(target.counted.sum()))
     fixed = (*fixed, tuple(source.spread), tuple(target.spread.of(target.order)))
-    return maxima_of_both(kind, loop, fixed, np.diff(source.by_feature[0]), target.spread, target.order)
+    costs = np.diff(source.by_feature[0])
+    return maxima_of_both(kind, loop, fixed, costs, target.spread, target.order, both)
 
 
 def _check(source: Side, target: Side):
@@ -66,17 +76,27 @@ def _check(source: Side, target: Side):
 
 
 def maxima_of_both(
-    kind: type[Best], loop: Loop, fixed: tuple, costs: np.ndarray, target: Spread, order: np.ndarray
+    kind: type[Best],
+    loop: Loop,
+    fixed: tuple,
+    costs: np.ndarray,
+    target: Spread,
+    order: np.ndarray,
+    both: bool = True,
 ) -> tuple[Best, Best]:
     """Run a loop over all source features; each thread keeps its own maxima of the target's.
 
-    `kind` is Matched or Shuffled; `order` [target] are the target's features as the loop counts them.
+    `kind` is Matched or Shuffled; `order` [target] are the target's features as the loop counts them. Without `both`
+    the target's are not kept.
     """
     forward, backward, own = nothing(kind, len(costs)), nothing(kind, len(order)), []
 
     def make_worker():
-        own.append(nothing(kind, len(order)))
-        back = own[-1]
+        back = nothing(kind, len(order))
+        if both:
+            own.append(back)
+        else:
+            back.rho[:] = np.inf  # that nothing is higher than
         return lambda first, last: loop(first, last, *fixed, tuple(forward), tuple(back))
 
     in_parallel(make_worker, equal_ranges(costs))

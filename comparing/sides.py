@@ -240,7 +240,7 @@ class RunPair:
 
     def matched(self, i: int, j: int) -> tuple[Matched, Matched]:
         if self.fits(i, j):
-            return matched(self.held(0, i), self.held(1, j))
+            return matched(self.held(0, i), self.held(1, j), both=self.columns is None)
         return self._streamed(Matched, i, j)
 
     def shuffled(self, i: int, j: int, partner: np.ndarray) -> tuple[Shuffled, Shuffled]:
