@@ -91,39 +91,38 @@ def _as_control(found: tuple[features.Run, Direction], scope: str) -> Control:
 
 
 def other_seed(run: features.Run) -> features.Run | None:
-    """A run of the same encoder, layers, data and SAE from another seed; one of another order of the data first."""
-    seeds = [
-        other
-        for other in _others(run)
-        if _encoder(other) == _encoder(run)
-        and _sae(other) == _sae(run)
-        and None not in (_seed(run), _seed(other))
-        and _seed(other) != _seed(run)
-    ]
+    """A run of the same encoder, layers, data and SAE from another seed; one of another order of the data first.
+
+    Where there is none, runs that are of other samples alone are named in a note.
+    """
+    seeds = [other for other in _others(run) if _is_seed_of(run, other)]
     same = [other for other in seeds if _same_samples(run, other)]
-    for other in seeds:
-        if other not in same:
-            note(
-                f"run {other.name!r} is {run.name!r} from another seed, but of other samples or captions: no reference"
-            )
+    if seeds and not same:
+        names = ", ".join(repr(other.name) for other in seeds)
+        note(
+            f"run {run.name!r} has no other seed on its own samples and captions, which would be a reference: "
+            f"{names} {'is' if len(seeds) == 1 else 'are'} of others"
+        )
     return min(same, key=lambda other: (_data_seed(other) == _data_seed(run), other.name), default=None)
 
 
 def control_of(run: features.Run) -> features.Run | None:
-    """A run of the same encoder with random weights on the same samples; else one with a random dictionary."""
+    """A run of the same encoder with random weights on the same samples; else one with a random dictionary.
+
+    Where there is none, random runs of other checkpoints or layers alone are named in a note.
+    """
     if _random(run) is not None or not _encoder(run):
         return None
-    randoms = [other for other in _others(run) if _random(other) is not None and _same_samples(run, other)]
-    fitting = []
-    for other in randoms:
-        own, its = (one.manifest["encoder"] for one in (run, other))
-        if own["model"] == its["model"] and own["modality"] == its["modality"]:
-            if own["checkpoint"] == its["checkpoint"] and run.layers[-1] == other.layers[-1]:
-                fitting.append(other)
-            else:
-                note(
-                    f"run {other.name!r} has another checkpoint or layer than {run.name!r}: no control of it"
-                )
+    own, fitting, near = _encoder(run), [], []
+    for other in _others(run):
+        its = _encoder(other)
+        alike = [own.get(key) == its.get(key) for key in ("model", "modality")]
+        if _random(other) is not None and all(alike) and _same_samples(run, other):
+            equal = own["checkpoint"] == its["checkpoint"] and run.layers[-1] == other.layers[-1]
+            (fitting if equal else near).append(other)
+    if near and not fitting:
+        names = ", ".join(repr(other.name) for other in near)
+        note(f"run {run.name!r} has no control: {names} of its model, with another checkpoint or layer")
     return min(
         fitting, key=lambda other: (_random(other), _seed(other) != _seed(run), other.name), default=None
     )
@@ -170,12 +169,25 @@ def _random(run: features.Run) -> Literal["encoder", "sae", None]:
     return "sae" if training.get("recipe") == features.RANDOM_SAE else None
 
 
+def _is_seed_of(run: features.Run, other: features.Run) -> bool:
+    """Whether two runs differ in the SAE's seed, and otherwise in samples, captions or their order at most."""
+    if None in (_seed(run), _seed(other)) or _seed(run) == _seed(other):
+        return False
+    return _encoder(run) == _encoder(other) and _sae(run) == _sae(other) and _same_settings(run, other)
+
+
 def _sae(run: features.Run) -> list[object]:
     manifest = run.manifest
-    training = manifest.get("training") or {}
     sae = (manifest.get("sae") or {}).get(run.layers[-1])
-    own = [training.get("sae"), training.get("recipe")]
-    return [run.layers, manifest.get("token"), manifest.get("activation"), sae, *own]
+    return [run.layers, manifest.get("token"), manifest.get("activation"), sae]
+
+
+def _same_settings(run: features.Run, other: features.Run) -> bool:
+    """Whether the SAEs of two runs were trained alike but for their seeds, as far as both run.json say."""
+    own, its = (one.manifest.get("training") or {} for one in (run, other))
+    if any(own.get(key) != its.get(key) for key in ("sae", "recipe")):
+        return False
+    return all(own[key] == its[key] for key in own.keys() & its.keys() - {"seed", "data_seed"})
 
 
 def _seed(run: features.Run) -> int | None:

@@ -178,8 +178,9 @@ def encoder(checkpoint="one", random_weights=None):
     return {"model": "M", "checkpoint": checkpoint, "modality": "image", "random_weights": random_weights}
 
 
-def seeded(name, seed, data_seed, of, **words):
-    make_run(name, {"layer0": of}, training={"seed": seed, "data_seed": data_seed}, **SAE | words)
+def seeded(name, seed, data_seed, of, epochs=1, **words):
+    training = {"seed": seed, "data_seed": data_seed, "epochs": epochs}
+    make_run(name, {"layer0": of}, training=training, **SAE | words)
 
 
 def test_another_seed_is_found_and_is_the_reference(capsys):
@@ -198,15 +199,24 @@ def test_another_seed_is_found_and_is_the_reference(capsys):
     assert wmppc.main(PAIR)[0].reference[:2] == ("B2", False), "one of another order goes first"
 
 
-def test_a_seed_of_other_samples_is_no_reference_and_that_is_said(capsys):
+def test_a_seed_of_other_samples_is_no_reference_and_is_named_where_it_is_all_there_is(capsys):
     make_run("A", {"layer0": codes(1)})
     seeded("B", 0, 0, codes(2), encoder=encoder())
-    seeded("B1", 1, 1, codes(2), encoder=encoder(), ids=[f"x{row}" for row in range(N_ROWS)])
+    ids = [f"x{row}" for row in range(N_ROWS)]
+    seeded("B1", 1, 1, codes(2), encoder=encoder(), ids=ids)
+    seeded("other", 1, 1, codes(2), encoder=encoder("two"), ids=ids)
+    seeded("longer", 1, 1, codes(2), 9, encoder=encoder(), ids=ids)
     assert wmppc.main(PAIR)[0].reference is None
-    assert (
-        "run 'B1' is 'B' from another seed, but of other samples or captions: no reference"
-        in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == (
+        "note: run 'B' has no other seed on its own samples and captions, which would be a reference: 'B1' is of others"
     )
+    seeded("longer", 1, 1, codes(2), 9, encoder=encoder())
+    assert wmppc.main(PAIR)[0].reference is None, "its SAE was trained otherwise"
+    seeded("B2", 1, 1, codes(2), encoder=encoder())
+    references._said.clear()
+    assert wmppc.main(PAIR)[0].reference.run == "B2"
+    assert capsys.readouterr().err == ""
 
 
 def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(capsys):
@@ -214,7 +224,10 @@ def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(caps
     seeded("B", 0, 0, codes(2), encoder=encoder())
     seeded("large", 0, 0, codes(6), encoder=encoder("two", random_weights=0))
     assert wmppc.main(PAIR)[0].wmppc["last_layer"].control is None
-    assert "run 'large' has another checkpoint or layer than 'B': no control" in capsys.readouterr().err
+    assert (
+        "run 'B' has no control: 'large' of its model, with another checkpoint or layer"
+        in capsys.readouterr().err
+    )
     seeded("random", 0, 0, codes(7, 20)[::-1].copy(), encoder=encoder(random_weights=0))
     control = wmppc.main(PAIR)[0].wmppc["last_layer"].control
     alone = wmppc.main(["--source", "A", "--target", "random"])[0].wmppc["last_layer"]
