@@ -100,8 +100,7 @@ def other_seed(run: features.Run) -> features.Run | None:
     if seeds and not same:
         names = ", ".join(repr(other.name) for other in seeds)
         note(
-            f"run {run.name!r} has no other seed on its own samples and captions, which would be a reference: "
-            f"{names} {'is' if len(seeds) == 1 else 'are'} of others"
+            f"no seed reference of run {run.name!r}: of another seed, but of other samples or captions: {names}"
         )
     return min(same, key=lambda other: (_data_seed(other) == _data_seed(run), other.name), default=None)
 
@@ -113,7 +112,9 @@ def control_of(run: features.Run) -> features.Run | None:
     """
     if _random(run) is not None or not _encoder(run):
         return None
-    own, fitting, near = _encoder(run), [], []
+    own = _encoder(run)
+    fitting: list[features.Run] = []
+    near: list[features.Run] = []
     for other in _others(run):
         its = _encoder(other)
         alike = [own.get(key) == its.get(key) for key in ("model", "modality")]
@@ -122,7 +123,7 @@ def control_of(run: features.Run) -> features.Run | None:
             (fitting if equal else near).append(other)
     if near and not fitting:
         names = ", ".join(repr(other.name) for other in near)
-        note(f"run {run.name!r} has no control: {names} of its model, with another checkpoint or layer")
+        note(f"no control of run {run.name!r}: random, but of another checkpoint or layer: {names}")
     return min(
         fitting, key=lambda other: (_random(other), _seed(other) != _seed(run), other.name), default=None
     )
@@ -171,7 +172,8 @@ def _random(run: features.Run) -> Literal["encoder", "sae", None]:
 
 def _is_seed_of(run: features.Run, other: features.Run) -> bool:
     """Whether two runs differ in the SAE's seed, and otherwise in samples, captions or their order at most."""
-    if None in (_seed(run), _seed(other)) or _seed(run) == _seed(other):
+    seeds = _seed(run), _seed(other)
+    if None in seeds or seeds[0] == seeds[1]:
         return False
     return _encoder(run) == _encoder(other) and _sae(run) == _sae(other) and _same_settings(run, other)
 

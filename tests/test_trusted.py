@@ -209,7 +209,7 @@ def test_a_seed_of_other_samples_is_no_reference_and_is_named_where_it_is_all_th
     assert wmppc.main(PAIR)[0].reference is None
     (said,) = capsys.readouterr().err.splitlines()
     assert said == (
-        "note: run 'B' has no other seed on its own samples and captions, which would be a reference: 'B1' is of others"
+        "note: no seed reference of run 'B': of another seed, but of other samples or captions: 'B1'"
     )
     seeded("longer", 1, 1, codes(2), 9, encoder=encoder())
     assert wmppc.main(PAIR)[0].reference is None, "its SAE was trained otherwise"
@@ -224,10 +224,8 @@ def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(caps
     seeded("B", 0, 0, codes(2), encoder=encoder())
     seeded("large", 0, 0, codes(6), encoder=encoder("two", random_weights=0))
     assert wmppc.main(PAIR)[0].wmppc["last_layer"].control is None
-    assert (
-        "run 'B' has no control: 'large' of its model, with another checkpoint or layer"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "no control of run 'B': random, but of another checkpoint or layer: 'large'" in said
     seeded("random", 0, 0, codes(7, 20)[::-1].copy(), encoder=encoder(random_weights=0))
     control = wmppc.main(PAIR)[0].wmppc["last_layer"].control
     alone = wmppc.main(["--source", "A", "--target", "random"])[0].wmppc["last_layer"]
