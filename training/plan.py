@@ -42,8 +42,12 @@ def training_plan(held_out: Bool[np.ndarray, " sample"], settings: Settings) -> 
 
 
 def own_share(plan: list[list[int]]) -> list[list[int]]:
-    """This process's rows of every batch."""
-    return [rows[team().rank :: team().world] for rows in plan]
+    """This process's rows of every batch.
+
+    The shares of all, one after another, are the batch: an SAE's owner adds up its tokens in the order of one process.
+    """
+    rank, world = team()
+    return [rows[rank * len(rows) // world : (rank + 1) * len(rows) // world] for rows in plan]
 
 
 class PartPlan(NamedTuple):
