@@ -163,7 +163,8 @@ def opposite(item: Item) -> Item:
 
 def recorded(found: Activations, layer: int) -> Float[Tensor, "sample d_in"]:
     """What is recorded of each item: a token, or the mean of several."""
-    chosen, items, weights = found.recorded_tokens()
+    chosen, *places = found.recorded_tokens()
+    items, weights = (torch.from_numpy(one).to(chosen.device) for one in places)
     tokens = found.flat(layer, chosen) * weights[:, None]
     return tokens.new_zeros(len(found.mask), tokens.shape[1]).index_add_(0, items, tokens)
 

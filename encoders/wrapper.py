@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -25,33 +26,35 @@ class Activations(NamedTuple):
     mask: Bool[Tensor, "item token"]  # True: train on this token; False for padding and registers
     recorded: Int[Tensor, " item"] | None  # the recorded token's position; None: the mean over the mask
     rows: Sequence[int] = ()  # the row of the data set of each item: several captions may share one
-    real: Int[Tensor, " chosen"] | None = None  # the mask's tokens, where they are known already
+    mask_here: Bool[np.ndarray, "item token"] | None = None  # the mask on the CPU; None: it has to be copied
 
     def flat(self, layer: int, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
         """The chosen tokens of one layer, in float32."""
         return self.layers[layer].flatten(0, 1).index_select(0, chosen).float()
 
-    def real_tokens(self, items: Bool[Tensor, " item"] | None = None) -> Int[Tensor, " chosen"]:
+    def real_tokens(self, items: Bool[np.ndarray, " item"] | None = None) -> Int[Tensor, " chosen"]:
         """The flat indices of the mask's tokens, of all items or of those where `items` is True.
 
-        To look for them is to wait for the device, so that those of all items come along where they are known.
+        They are looked for on the CPU: to look on the device is to wait for it.
         """
-        if items is None and self.real is not None:
-            return self.real
-        mask = self.mask if items is None else self.mask & items[:, None]
-        return mask.flatten().nonzero().squeeze(1)
+        mask = self.known_mask() if items is None else self.known_mask() & items[:, None]
+        return torch.from_numpy(np.flatnonzero(mask)).to(self.mask.device, non_blocking=True)
+
+    def known_mask(self) -> Bool[np.ndarray, "item token"]:
+        """The mask on the CPU."""
+        return self.mask.cpu().numpy() if self.mask_here is None else self.mask_here
 
     def recorded_tokens(
         self,
-    ) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"], Float[Tensor, " chosen"]]:
+    ) -> tuple[Int[Tensor, " chosen"], Int[np.ndarray, " chosen"], Float[np.ndarray, " chosen"]]:
         """The recorded tokens: flat index, item and weight of each. The weights of an item sum to 1."""
         n_items, n_tokens = self.mask.shape
         if self.recorded is None:
-            chosen = self.real_tokens()
-            items = chosen // n_tokens
-            return chosen, items, (self.mask / self.mask.sum(1, keepdim=True)).flatten()[chosen]
-        items = torch.arange(n_items, device=self.mask.device)
-        return items * n_tokens + self.recorded, items, self.mask.new_ones(n_items).float()
+            items = self.known_mask().nonzero()[0]
+            n_real = np.bincount(items, minlength=n_items).astype(np.float32)
+            return self.real_tokens(), items, 1 / n_real[items]
+        starts = torch.arange(0, n_items * n_tokens, n_tokens, device=self.mask.device)
+        return starts + self.recorded, np.arange(n_items), np.ones(n_items, np.float32)
 
 
 def no_padding(batch: Inputs) -> None:
@@ -138,10 +141,9 @@ class WrappedModel:
             tokens = {layer: found.float() for layer, found in tokens.items()}
             self.check_alike(tokens)
             mask = self.training_mask(batch, tokens[layers[0]].shape[:2])
-            real = mask.flatten().nonzero().squeeze(1).to(self.device, non_blocking=True)
-            mask = mask.to(self.device, non_blocking=True)
+            mask_here, mask = mask.numpy(), mask.to(self.device, non_blocking=True)
             recorded = None if self.token == "mean" else TOKENS[self.token](mask)
-            return Activations(tokens, mask, recorded, real=real)
+            return Activations(tokens, mask, recorded, mask_here=mask_here)
 
     def autocast(self) -> torch.autocast:
         """torch's autocast in the encoder's precision; it leaves operations that need float32 in float32."""

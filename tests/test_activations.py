@@ -44,7 +44,7 @@ def test_flat_takes_the_tokens_that_are_real():
     assert batch.mask.tolist() == [[True, True, True, False]] * 2
     tokens = batch.flat(2, batch.real_tokens())
     torch.testing.assert_close(tokens, batch.layers[2][:, :3].reshape(6, -1))
-    assert batch.real_tokens(torch.tensor([False, True])).tolist() == [4, 5, 6]
+    assert batch.real_tokens(np.array([False, True])).tolist() == [4, 5, 6]
 
 
 def test_rows_with_one_recorded_token_are_kept_and_read_back(tmp_path):

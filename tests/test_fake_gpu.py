@@ -6,6 +6,7 @@ a shape that depends on numbers), for which a real GPU would have to be waited f
 
 import numpy as np
 import pytest
+import small_world
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -19,7 +20,7 @@ from comparing import dense
 from encoders.wrapper import Activations
 from sae import TopKSAE
 from sae_kernels import error_and_products
-from training import codes
+from training import codes, record
 from training.quality import Quality
 from training.trainer import RECIPES, LayerTrainer, Moments
 
@@ -112,10 +113,59 @@ def test_a_batch_is_recorded_from_the_gpu_by_explicit_copies_alone(gpu, landing,
     sae, batch = sae_on(gpu), batch_on(gpu)
     pooling = codes.Pooling(batch)
     all_on(gpu, pooling.chosen, pooling.is_recorded)
-    landing.clear()
+    assert landing == []
     found = pooling.features(batch, 0, sae, activation)
     assert (found.shape, found.dtype) == ((3, D_SAE), np.float32)
     assert landing == ([(3, D_SAE)] if activation == "relu" else [(3, K), (3, K)])
+
+
+def recording_on(device):
+    """The arguments of record_batch for three rows of three layers, of which some are judged."""
+    work, whole = small_world.settle(pairs=small_world.SmallPairs(30)), batch_on(device)
+    judged = np.flatnonzero(work.judged())[:1].tolist()
+    layers = {layer: whole.layers[0] for layer in work.stream.layers}
+    batch = whole._replace(layers=layers, rows=[*judged, 28, 29], mask_here=np.ones((3, 5), dtype=bool))
+    sae = sae_on(device)
+    qualities = [{layer: Quality(sae.b_dec.detach(), D_SAE) for layer in layers}]
+    return work, batch, [dict.fromkeys(layers, sae)], qualities, [{layer: [] for layer in layers}], []
+
+
+def test_a_batch_is_recorded_and_judged_by_copies_of_its_codes_alone(gpu, landing):
+    _, _, _, qualities, blocks, unseen = arguments = recording_on(gpu)
+    record.record_batch(*arguments)
+    assert landing == [(3, K), (3, K)] * 3
+    assert [rows.shape for layers in blocks for (rows,) in layers.values()] == [(3, D_SAE)] * 3
+    all_on(gpu, *(tensor for quality in qualities[0].values() for tensor in quality.state.values()))
+    all_on(gpu, *(one.bad for one in unseen))
+    assert [one.layer for one in unseen] == [0, 1, 2]
+
+
+def looks_for_nan(monkeypatch):
+    find = record.find_not_finite
+    monkeypatch.setattr(record, "find_not_finite", lambda *a: [one for one in find(*a) if one.bad.any()])
+
+
+def looks_for_the_judged_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(Activations, "real_tokens", lambda batch, _: batch.mask.flatten().nonzero()[:, 0])
+
+
+def counts_the_first_tokens(monkeypatch):
+    monkeypatch.setattr(Quality, "update", lambda quality, *_: quality.state["tokens"][0].item())
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (looks_for_nan, DataDependentOutputException),
+        (looks_for_the_judged_on_the_gpu, DynamicOutputShapeException),
+        (counts_the_first_tokens, DataDependentOutputException),
+    ],
+)
+def test_a_wait_that_is_put_into_recording_is_found(gpu, landing, monkeypatch, fault, error):
+    arguments = recording_on(gpu)
+    fault(monkeypatch)
+    with pytest.raises(error):
+        record.record_batch(*arguments)
 
 
 def test_the_dense_product_is_made_on_the_gpu_and_copied_once_a_block(gpu, landing, monkeypatch):

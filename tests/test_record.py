@@ -126,14 +126,20 @@ def held_out_row(n_samples=300):
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("token", [0, 1])
-def test_recording_stops_at_what_is_not_finite_and_names_row_and_layer(train, value, token):
+def test_recording_stops_before_the_file_of_what_is_not_finite_and_names_row_and_layer(
+    train, monkeypatch, value, token
+):
     """Token 1 is the recorded one; token 0 of a held-out row is one of those that the scores are of."""
+    monkeypatch.setattr(features, "PART_ROWS", 20)
     row = held_out_row()
     encoder = SmallEncoder(broken_row=row, broken=(1, token, float(value)))
-    with pytest.raises(
-        UserError, match=rf"layer 1 gives NaN or infinite activations for row {row} \({row}\)"
-    ):
-        train(encoder)
+    for _ in range(2):  # the same command again resumes, and finds the row again
+        with pytest.raises(
+            UserError, match=rf"layer 1 gives NaN or infinite activations for row {row} \({row}\)"
+        ):
+            train(encoder)
+        written = [len(list(features.run_path("run").glob(f"layer{n}/features-*.npz"))) for n in range(3)]
+        assert written == [row // 20] * 3
     assert features.run_names() == []
 
 

@@ -54,8 +54,8 @@ class Pooling:
         self.is_recorded.view(-1)[self.chosen] = True
         place = {row: number for number, row in enumerate(dict.fromkeys(batch.rows))}
         row_of_item = np.array([place[row] for row in batch.rows])
-        n_items, rows = np.bincount(row_of_item).astype(np.float32), row_of_item[items.cpu().numpy()]
-        shares = weights.cpu().numpy() / n_items[rows]
+        n_items, rows = np.bincount(row_of_item).astype(np.float32), row_of_item[items]
+        shares = weights / n_items[rows]
         columns = np.arange(len(rows))
         self.mean = scipy.sparse.csr_array((shares, (rows, columns)), shape=(len(place), len(rows)))
 

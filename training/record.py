@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -30,6 +31,14 @@ from training.work import Work
 Saes = Sequence[Mapping[int, SAE]]
 Qualities = list[dict[int, Quality]]
 Blocks = list[dict[int, list[scipy.sparse.csr_array]]]  # the rows of a part file, as they come
+
+
+class NotFinite(NamedTuple):
+    """The items of a batch with NaN or infinity at a layer, left on the device: to look at them is to wait for it."""
+
+    layer: int
+    rows: Sequence[int]
+    bad: Bool[Tensor, " item"]
 
 
 def record(work: Work, saes: Saes) -> list[dict[int, Scores]]:
@@ -76,10 +85,11 @@ def record_part(
 ):
     """Write one part file of every layer of every job; `batches` yields the batches of its plan next."""
     blocks: Blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
+    unseen: list[NotFinite] = []
     missing = sum(map(len, plan.batches))
     while missing:
         batch = next(batches)
-        record_batch(work, batch, saes, qualities, blocks)
+        record_batch(work, batch, saes, qualities, blocks, unseen)
         n_rows = len(set(batch.rows))
         missing -= n_rows
         progress.update(n_rows)
@@ -87,6 +97,7 @@ def record_part(
         assert cache  # it is where these rows are
         record_cached(work, cache.read(rows), rows, saes, blocks)
         progress.update(len(rows))
+    refuse_not_finite(work, unseen)
     write_parts(work, blocks, plan)
 
 
@@ -112,11 +123,14 @@ def encode_all(stream: Stream, plan: list[list[int]]) -> Iterator[Activations]:
         plan = [part for rows in plan[done:] for part in cut(rows, half)]
 
 
-def record_batch(work: Work, batch: Activations, saes: Saes, qualities: Qualities, blocks: Blocks):
-    """Add a batch's features to `blocks`, and the tokens of its judged samples to the scores."""
-    judged = torch.from_numpy(work.judged()[np.asarray(batch.rows)]).to(batch.mask.device)
+def record_batch(
+    work: Work, batch: Activations, saes: Saes, qualities: Qualities, blocks: Blocks, unseen: list[NotFinite]
+):
+    """Add a batch's features to `blocks`, its items that are not finite to `unseen`, its judged tokens to the scores."""
+    judged = work.judged()[np.asarray(batch.rows)]
     pooling, chosen = Pooling(batch), batch.real_tokens(judged)
-    check_activations(work, batch, pooling.is_recorded | (batch.mask & judged[:, None]))
+    judged_items = torch.from_numpy(judged).to(batch.mask.device, non_blocking=True)
+    unseen += find_not_finite(batch, pooling.is_recorded | (batch.mask & judged_items[:, None]))
     for number, job in enumerate(work.jobs):
         for layer, sae in saes[number].items():
             blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
@@ -139,11 +153,17 @@ def record_cached(
             blocks[number][layer] += in_halves(partial(codes, sae=sae, activation=activation), own)
 
 
-def check_activations(work: Work, batch: Activations, wanted: Bool[Tensor, "item token"]):
-    """Refuse NaN and infinity in the wanted tokens: those that are recorded or judged."""
-    for layer, tokens in batch.layers.items():
-        bad = (wanted & ~tokens.isfinite().all(-1)).any(1)
-        refuse_row(work, layer, batch.rows, bad)
+def find_not_finite(batch: Activations, wanted: Bool[Tensor, "item token"]) -> list[NotFinite]:
+    """The items with NaN or infinity in the wanted tokens (those that are recorded or judged), at each layer."""
+    finite = {layer: tokens.isfinite().all(-1) for layer, tokens in batch.layers.items()}
+    return [NotFinite(layer, batch.rows, (wanted & ~found).any(1)) for layer, found in finite.items()]
+
+
+def refuse_not_finite(work: Work, unseen: Sequence[NotFinite]):
+    """Refuse the first item of a part file that is not finite, if there is one; waits for the device."""
+    if unseen and torch.cat([one.bad for one in unseen]).any():
+        for one in unseen:
+            refuse_row(work, *one)
 
 
 def refuse_row(work: Work, layer: int, rows: Sequence[int], bad: Bool[Tensor, " item"]):

@@ -36,7 +36,7 @@ class RecordedTokens:
         if os.fstat(self.open).st_nlink == 0:  # another process found the disk full
             return
         chosen, items, _ = batch.recorded_tokens()
-        rows = np.asarray(batch.rows)[items.cpu().numpy()]
+        rows = np.asarray(batch.rows)[items]
         alone = np.bincount(rows)[rows] == 1
         chosen = chosen[torch.from_numpy(alone).to(chosen.device)]
         vectors = torch.cat([batch.flat(layer, chosen) for layer in self.widths], dim=1).cpu().numpy()
