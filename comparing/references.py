@@ -34,7 +34,7 @@ def _referenced(
     scores = {
         scope: score._replace(
             seed_reference=_ratio(score, selves[1], scope),
-            control=None if control is None else _as_control(control, scope),
+            control=None if control is None else _as_control(control, scope, (source, target)),
         )
         for scope, score in direction.wmppc.items()
     }
@@ -83,8 +83,14 @@ def _control(
     return None
 
 
-def _as_control(found: tuple[features.Run, Direction], scope: str) -> Control:
+def _as_control(
+    found: tuple[features.Run, Direction], scope: str, pair: tuple[features.Run, features.Run]
+) -> Control | None:
+    """None of all layers, where the control has others than the run that it stands in for."""
     run, direction = found
+    replaced = pair[0] if direction.source == run.name else pair[1]
+    if scope == "all_layers" and run.layers != replaced.layers:
+        return None
     score = direction.wmppc[scope]
     coverage = (score.coverage or {}).get("0.3")
     return Control(run.name, score.held_out, coverage, score.discovered, _random(run))
@@ -108,7 +114,8 @@ def other_seed(run: features.Run) -> features.Run | None:
 def control_of(run: features.Run) -> features.Run | None:
     """A run of the same encoder with random weights on the same samples; else one with a random dictionary.
 
-    Where there is none, random runs of other checkpoints or layers alone are named in a note.
+    What it recorded, and the size of its SAE, are those of the run: C(.3) hangs on both. Where there is none, random
+    runs of something else alone are named in a note.
     """
     if _random(run) is not None or not _encoder(run):
         return None
@@ -119,11 +126,12 @@ def control_of(run: features.Run) -> features.Run | None:
         its = _encoder(other)
         alike = [own.get(key) == its.get(key) for key in ("model", "modality")]
         if _random(other) is not None and all(alike) and _same_samples(run, other):
-            equal = own["checkpoint"] == its["checkpoint"] and run.layers[-1] == other.layers[-1]
-            (fitting if equal else near).append(other)
+            (fitting if _recorded(run) == _recorded(other) else near).append(other)
     if near and not fitting:
         names = ", ".join(repr(other.name) for other in near)
-        note(f"no control of run {run.name!r}: random, but of another checkpoint or layer: {names}")
+        note(
+            f"no control of run {run.name!r}: random, but of another checkpoint, layer, token or size of SAE: {names}"
+        )
     return min(
         fitting, key=lambda other: (_random(other), _seed(other) != _seed(run), other.name), default=None
     )
@@ -190,6 +198,14 @@ def _same_settings(run: features.Run, other: features.Run) -> bool:
     if any(own.get(key) != its.get(key) for key in ("sae", "recipe")):
         return False
     return all(own[key] == its[key] for key in own.keys() & its.keys() - {"seed", "data_seed"})
+
+
+def _recorded(run: features.Run) -> list[object]:
+    """What of an encoder a run recorded in its last layer, and through an SAE of which size."""
+    encoder, manifest = run.manifest["encoder"], run.manifest
+    sae = (manifest.get("sae") or {}).get(run.layers[-1])
+    place = [encoder["checkpoint"], encoder.get("blocks"), run.layers[-1]]
+    return [*place, manifest.get("token"), manifest.get("activation"), sae]
 
 
 def _seed(run: features.Run) -> int | None:

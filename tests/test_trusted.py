@@ -225,12 +225,35 @@ def test_a_control_stands_in_the_row_and_one_of_another_checkpoint_does_not(caps
     seeded("large", 0, 0, codes(6), encoder=encoder("two", random_weights=0))
     assert wmppc.main(PAIR)[0].wmppc["last_layer"].control is None
     said = capsys.readouterr().err
-    assert "no control of run 'B': random, but of another checkpoint or layer: 'large'" in said
+    assert (
+        "no control of run 'B': random, but of another checkpoint, layer, token or size of SAE: 'large'"
+        in said
+    )
     seeded("random", 0, 0, codes(7, 20)[::-1].copy(), encoder=encoder(random_weights=0))
     control = wmppc.main(PAIR)[0].wmppc["last_layer"].control
     alone = wmppc.main(["--source", "A", "--target", "random"])[0].wmppc["last_layer"]
     assert control == ("random", alone.held_out, alone.coverage["0.3"], alone.discovered, "encoder")
     assert wmppc.main(["--source", "B", "--target", "A"])[0].wmppc["last_layer"].control.run == "random"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"token": "first"}, {"activation": "relu"}, {"sae": {"layer0": {"k": 8}}}]
+)
+def test_a_control_that_recorded_something_else_is_none(changed):
+    make_run("A", {"layer0": codes(1)})
+    seeded("B", 0, 0, codes(2), encoder=encoder())
+    seeded("random", 0, 0, codes(7), encoder=encoder(random_weights=0), **changed)
+    assert wmppc.main(PAIR)[0].wmppc["last_layer"].control is None
+
+
+def test_a_control_of_the_last_layer_alone_is_none_of_all_layers():
+    make_run("A", {"layer0": codes(1)})
+    training, words = {"seed": 0, "data_seed": 0}, {"token": "cls", "activation": "topk"}
+    make_run("B", {"layer0": codes(3), "layer1": codes(2)}, training=training, encoder=encoder(), **words)
+    random = {"encoder": encoder(random_weights=0), "training": training}
+    make_run("random", {"layer1": codes(7)}, **random, **words)
+    found = wmppc.main(PAIR)[0].wmppc
+    assert (found["last_layer"].control.run, found["all_layers"].control) == ("random", None)
 
 
 def test_a_run_of_a_random_dictionary_is_a_control_and_no_other_seed(capsys):
