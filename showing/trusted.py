@@ -36,6 +36,10 @@ CONTROLS = {  # what a control still has, by what of it is random
     "sae": "a dictionary that was drawn at random and never trained, on the trained encoder's activations",
 }
 
+STRATA = {  # what a stratum's samples have in common, and the samples, where --strata names no column
+    "caption_words": ("caption length", "whose captions have equally many words"),
+}
+
 
 def print_pair(directions: tuple[Direction, ...], metrics: list[str]):
     """The table of a pair, what it says in words, and the layer-by-layer tables where there are several layers."""
@@ -149,33 +153,35 @@ def drives(directions: tuple[Direction, ...]) -> Iterator[str]:
 
 
 def nuisance(directions: tuple[Direction, ...]) -> Iterator[str]:
-    """Other explanations, on a sample of the features."""
+    """Other explanations of a score, on a sample of the features."""
     for d in directions:
         found = d.nuisance
         if found is None or d.wmppc["last_layer"].held_out is None:
             continue
-        strata = ""
+        yield f"nuisance: what may explain the score of {d.source} besides shared concepts, by {found.features} of its features:"
         if found.strata is not None and found.strata_floor is not None:
-            words = found.strata.replace("_", " ")
-            strata = f"floor within equal {words} {number(found.strata_floor)} (of all rows {number(found.floor)}); "
-        roots = f"sqrt(x) held out {number(found.held_out_sqrt)} (x: {number(found.held_out)})"
+            what, equal = STRATA.get(found.strata, (f"equal {found.strata}", f"of equal {found.strata}"))
+            floors = number(found.strata_floor), number(found.floor)
+            yield f"          {what} alone scores {floors[0]} (samples swapped among those {equal}; among all: {floors[1]})"
         if found.held_out_sqrt is None:
-            roots = f"all of sqrt(x), held out {number(found.held_out)}"
-        yield f"nuisance: {d.source}: {strata}{roots}; of {found.features} of its features"
+            yield f"          high activations weigh less in all scores here, of square roots: held out {number(found.held_out)}"
+        else:
+            scores = number(found.held_out_sqrt), number(found.held_out)
+            yield f"          if high activations weigh less (square roots), held out is {scores[0]} instead of {scores[1]}"
 
 
 def older(directions: tuple[Direction, ...], metrics: list[str]) -> Iterator[str]:
-    """The older scores that were asked for, what chance gives in ()."""
-    texts = []
+    """The older scores that were asked for, each beside what chance gives."""
+    lines = []
     for metric in METRICS:
         if metric in metrics and metric != "wmppc" and metric in directions[0].scores:
             per_direction = directions if "all_layers" in directions[0].scores[metric] else directions[:1]
             values = [d.scores[metric]["last_layer"] for d in per_direction]
-            texts.append(
-                f"{LABELS[metric]} {', '.join(f'{number(s.value)} ({number(s.floor)})' for s in values)}"
-            )
-    if texts:
-        yield f"older:    {'; '.join(texts)}; chance in ()"
+            texts = [f"{number(s.value)} (chance {number(s.floor)})" for s in values]
+            lines.append(f"{LABELS[metric]} {', back '.join(texts)}")
+    if lines:
+        yield "older:    scores by other formulas, of the last layers:"
+        yield from (f"          {line}" for line in lines)
 
 
 def print_extra(found: Difference | Folds):
