@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AT_LEAST = 16  # activations: a feature with fewer is hardly one yet
 MEANINGLESS = {  # what is made, and the flags that would change nothing about it
-    "report": ("features", "top", "sheet", "grid", "compare", "png"),
+    "report": ("layer", "features", "top", "sheet", "grid", "compare", "png"),
     "html": ("features", "top", "sheet", "grid", "png"),
     "sheet": ("compare", "png"),
     "": ("grid",),
@@ -49,7 +49,8 @@ def parse(argv) -> Namespace:
         help="one HTML file of these runs: their SAEs, what they share, and the most and least shared features of the "
         "first",
     )
-    parser.add_argument("--layer", type=int, default=-1, help="which layer; negative ones count from the end")
+    last = "which layer of --run (the last); negative ones count from the end"
+    parser.add_argument("--layer", type=int, help=last)
     add_explorer(parser.add_argument)
     choice = parser.add_mutually_exclusive_group()
     add_choice(choice.add_argument)
@@ -57,6 +58,7 @@ def parse(argv) -> Namespace:
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(words, Namespace(words=words))
     check(parser, arguments)
+    arguments.layer = -1 if arguments.layer is None else arguments.layer
     return arguments
 
 
@@ -126,7 +128,7 @@ def check(parser: Parser, arguments: Namespace):
         parser.error("--serve goes with --html, or stands alone")
     mode = next((flag for flag in ("report", "html", "sheet") if getattr(arguments, flag)), "")
     for name in MEANINGLESS[mode]:
-        if getattr(arguments, name):
+        if getattr(arguments, name) != parser.get_default(name):
             parser.error(
                 f"--{name} means nothing {f'to --{mode}' if mode else 'without --sheet'}: leave it out"
             )

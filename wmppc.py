@@ -122,9 +122,10 @@ def check_shape(arguments: Namespace, n_sources: int, n_targets: int):
         raise UserError(f"--difference takes one source and two targets, not {n_sources} and {n_targets}")
     if arguments.folds and (n_sources, n_targets) != (1, 1):
         raise UserError(f"--folds takes one source and one target, not {n_sources} and {n_targets}")
-    if arguments.no_trust and (arguments.difference or arguments.folds or arguments.transform):
+    trusting = arguments.difference, arguments.folds, arguments.transform, arguments.strata
+    if arguments.no_trust and any(trusting):
         raise UserError(
-            "--no-trust gives the bare score of x alone: leave out --difference, --folds and --transform"
+            "--no-trust gives the bare score of x alone: leave out --difference, --folds, --transform and --strata"
         )
 
 

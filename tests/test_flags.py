@@ -3,6 +3,8 @@
 import pytest
 
 import features
+import train_image
+from plumbing.errors import UserError
 from training import flags
 
 
@@ -26,3 +28,10 @@ from training import flags
 def test_the_default_name_is_made_of_encoder_and_data(model, checkpoint, random_weights, dataset, expected):
     assert flags.default_name(model, checkpoint, random_weights, dataset) == expected
     assert features.run_path(expected).name == expected
+
+
+@pytest.mark.parametrize("words", ["--top_k 8", "--seeds 0 1", "--lr 0.1", "--epochs 2", "--recipe original"])
+def test_flags_of_training_are_refused_beside_given_saes(words):
+    """They would change nothing."""
+    with pytest.raises(UserError, match="--sae brings trained SAEs"):
+        train_image.parse(["--sae", "some/folder", *words.split()])

@@ -156,6 +156,7 @@ def test_a_layer_of_8192_features_of_which_6_live(here, capsys):
         ("--run A --grid 2x2", "--grid means nothing without --sheet"),
         ("--run A --sheet 1 --png", "--png means nothing to --sheet"),
         ("--report A B --top 3", "--top means nothing to --report"),
+        ("--report A B --layer 0", "--layer means nothing to --report"),
         ("--run A --sheet 1 --grid 0x3", "'0x3' is no grid"),
         ("--run A --thumb 4", "'4' is no size"),
     ],

@@ -305,6 +305,7 @@ def test_few_clusters_and_rare_features_give_bare_scores_and_say_so(capsys):
         (["--difference"], "--difference takes one source and two targets, not 1 and 1"),
         (["--no-trust", "--folds", "2"], "--no-trust gives the bare score of x alone"),
         (["--no-trust", "--transform", "sqrt"], "--no-trust gives the bare score of x alone"),
+        (["--no-trust", "--strata", "caption"], "--no-trust gives the bare score of x alone"),
         (["--folds", "2", "--min_active", "300"], "no feature of A is active on 300 samples"),
     ],
 )

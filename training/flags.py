@@ -125,9 +125,11 @@ def parse(argv: list[str] | None, description: str | None, file: str, rows: Rows
         arguments.sae, arguments.recipe = None, features.RANDOM_SAE
     if arguments.recipe == features.RANDOM_SAE and (arguments.sae or arguments.lr or arguments.epochs > 1):
         raise UserError("--sae random trains nothing: leave --lr, --epochs and a folder of SAEs out")
-    if arguments.sae and (len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor):
+    own = len(arguments.seeds) > 1 or arguments.top_k or arguments.expansion_factor
+    if arguments.sae and (own or arguments.lr or arguments.epochs > 1 or arguments.recipe != Settings.recipe):
         raise UserError(
-            "--sae brings its own k, width and seed: leave --top_k, --expansion_factor and --seeds out"
+            "--sae brings trained SAEs of their own k, width and seed: leave --top_k, --expansion_factor, --seeds, "
+            "--lr, --epochs and --recipe out"
         )
     if arguments.sae:
         fetched.check(arguments.sae)
