@@ -64,7 +64,8 @@ class Step(NamedTuple):
             return importlib.import_module(self.script).parse(self.words)
         except UserError as mistake:
             named = re.findall(r"--([\w-]+)", str(mistake))
-            raise UserError(f"{self.table(named)}, {self}: {mistake}") from mistake
+            tables = dict.fromkeys([self.table(named), self.table([])])
+            raise UserError(f"{', for '.join(tables)}, {self}: {mistake}") from mistake
 
     def table(self, named: Sequence[str]) -> str:
         """The table in which the first of the named flags is written that is in any; the step's own where none is."""
