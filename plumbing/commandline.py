@@ -65,7 +65,9 @@ class Parser(argparse.ArgumentParser):
             if action is not None and action.nargs == "+":
                 given.add(action)
             elif action is None and FLAG.fullmatch(flag):
-                names = [name for name in known if name.startswith("--")]
+                names = [
+                    name for name in known if name.startswith("--") and known[name].help != argparse.SUPPRESS
+                ]
                 close = did_you_mean("-" + flag.strip("-–—").replace("-", "_"), names, 0.65, most=1)
                 self.error(f"{flag} is unknown; {close.strip() or 'the flags are ' + ' '.join(names)}")
 

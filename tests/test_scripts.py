@@ -136,8 +136,14 @@ FOLDER = ("--dataset", "folder", "--data_root", "photos", "--runname", "never")
     ("words", "said"),
     [
         (["--model", "Clip"], ["'Clip'", "ClipVision", "DinoV2"]),
-        (["--model", "ClipText"], ["'ClipText'", "ClipVision"]),
-        (["--model", "DinoV3"], ["type DinoV2"]),
+        (["--model", "DinoV3"], ["'DinoV3' is unknown; did you mean DinoV2?"]),
+        (["--model", "dinov2"], ["did you mean DinoV2?"]),
+        (["--model", "ClipText"], ["--model ClipText is an encoder of text: use train_text.py"]),
+        (["--bert_model_name", "my/bert"], ["--bert_model_name is an encoder of text: use train_text.py"]),
+        (
+            ["--checkpoint", "bert-base-uncased"],
+            ["--checkpoint bert-base-uncased is an encoder of text: use"],
+        ),
         (["--sae", "nowhere"], ["--sae nowhere is no folder"]),
         (["--model", "ViT", "--checkpoint", "no/such"], ["no/such"]),
         (["--checkpoint", "whatever"], ["whatever", "--model"]),
@@ -169,6 +175,19 @@ def test_a_mistake_on_the_command_line_ends_in_one_line(here, capsys, words, sai
     for part in said:
         assert part in line
     assert "never" not in features.run_names()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("--model DemoClipVision", "--model DemoClipVision is an encoder of pictures"),
+        ("--model ClapAudio", "--model ClapAudio is an encoder of sounds"),
+        ("--vit_model_name google/vit-base-patch16-224", "--vit_model_name is an encoder of pictures"),
+        ("--checkpoint dinov2_vitb14", "--checkpoint dinov2_vitb14 is an encoder of pictures"),
+    ],
+)
+def test_an_encoder_of_the_other_script_names_that_script(here, capsys, words, what):
+    assert f"{what}: use train_image.py" in complaint(capsys, train_text.main, *words.split())
 
 
 def test_coco_says_where_it_looked_and_how_to_get_it(here, capsys):

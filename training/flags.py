@@ -1,11 +1,10 @@
 """The command line of the two train scripts: from flags to an encoder, a data set, and runs with their settings."""
 
 import argparse
-import difflib
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import features
 import wrappedmodels
 from encoders.row import PRECISIONS, Row
 from plumbing.commandline import Flags, Parser, above_zero, add_flags, chosen, layer, natural
-from plumbing.errors import UserError
+from plumbing.errors import UserError, did_you_mean
 from training import fetched, settings
 from training.resume import check_names
 from training.settings import Settings
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from training.estimate import Estimate
 
 Rows = Mapping[str, Row]
+
+KINDS = {"image": "pictures", "text": "text", "audio": "sounds"}  # what an encoder takes, by modality
 
 LOAD_FLAGS: Flags = {  # the arguments of wrappedmodels.load
     "--random_weights": {
@@ -150,8 +151,12 @@ def add_encoder_flags(parser: Parser, rows: Rows):
     parser.add_argument(
         "--checkpoint", help="its weights: a hub name or a folder; by default the model's own"
     )
-    for flag in sorted({row.flag for row in rows.values()} - {"--checkpoint", ""}):
-        parser.add_argument(flag, metavar="CHECKPOINT", help="another spelling of --checkpoint")
+    own = {row.flag for row in rows.values()}
+    for (
+        flag
+    ) in family_flags():  # those of the other script are known too, so that `choose_encoder` can name it
+        words = "another spelling of --checkpoint" if flag in own else argparse.SUPPRESS
+        parser.add_argument(flag, metavar="CHECKPOINT", help=words)
     add_flags(parser, LOAD_FLAGS)
     parser.add_argument(
         "--layers",
@@ -175,13 +180,19 @@ def add_settings(parser: Parser):
             add_flags(parser, {flag: several if flag == "--top_k" else options})
 
 
+def family_flags() -> list[str]:
+    """The families' own spellings of --checkpoint."""
+    return sorted({row.flag for row in wrappedmodels.REGISTRY.values()} - {"--checkpoint", ""})
+
+
 def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str):
     """Set `arguments.model` and `arguments.checkpoint` from whichever of the encoder's flags was typed."""
-    flags = {row.flag.removeprefix("--") for row in rows.values()} - {"checkpoint", ""}
-    typed = {flag: value for flag in sorted(flags) if (value := getattr(arguments, flag)) is not None}
+    flags = [flag.removeprefix("--") for flag in family_flags()]
+    typed = {flag: value for flag in flags if (value := getattr(arguments, flag)) is not None}
     if len(typed) + (arguments.checkpoint is not None) > 1:
         raise UserError(f"one encoder a run: give --checkpoint or --{next(iter(typed))}, not several of them")
     flag, value = next(iter(typed.items()), (None, arguments.checkpoint))
+    refuse_others(rows, arguments.model, flag, value)
     if arguments.model is None:
         fitting = [name for name, row in rows.items() if flag and row.flag == f"--{flag}"]
         fitting += [name for name, row in rows.items() if value in row.checkpoints]
@@ -191,17 +202,32 @@ def choose_encoder(arguments: argparse.Namespace, rows: Rows, default_model: str
             )
         arguments.model = fitting[0] if fitting else default_model
     if arguments.model not in rows:
-        raise UserError(f"--model {arguments.model!r} is unknown here; type {likely(arguments.model, rows)}")
+        close = did_you_mean(arguments.model, rows, 0.65)
+        raise UserError(
+            f"--model {arguments.model!r} is unknown; {close}--model takes one of {', '.join(rows)}"
+        )
     own = rows[arguments.model].flag
     if flag and own != f"--{flag}":
         raise UserError(f"--{flag} does not go with --model {arguments.model}: type {own} or --checkpoint")
     arguments.checkpoint = value
 
 
-def likely(name: str, known: Iterable[str]) -> str:
-    """The known names that are close to a mistyped one; all, where none is."""
-    close = difflib.get_close_matches(name, known, 3, 0.8)
-    return " or ".join(close) or f"one of {', '.join(known)}"
+def refuse_others(rows: Rows, model: str | None, flag: str | None, checkpoint: str | None):
+    """Refuse an encoder of the other train script, by whichever of its names was typed."""
+    others = [(name, row) for name, row in wrappedmodels.REGISTRY.items() if name not in rows]
+    for name, row in others:
+        if model == name:
+            typed = f"--model {name}"
+        elif flag and row.flag == f"--{flag}" and all(own.flag != row.flag for own in rows.values()):
+            typed = row.flag
+        elif model is None and checkpoint in set(row.checkpoints).difference(
+            *(own.checkpoints for own in rows.values())
+        ):
+            typed = f"--checkpoint {checkpoint}"
+        else:
+            continue
+        script = "train_text.py" if row.modality == "text" else "train_image.py"
+        raise UserError(f"{typed} is an encoder of {KINDS[row.modality]}: use {script}")
 
 
 def asked_layers(typed: list[int | str] | None, sae: str | None) -> list[int] | None:
