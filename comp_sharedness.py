@@ -27,7 +27,13 @@ def main(argv=None) -> Sharedness:
     for run in (source, *min_group, *max_group):
         run.layer(arguments.layer)
     named = labels.read(source, source.layer(arguments.layer))
-    shared = sharedness(source, min_group, max_group, arguments.layer, arguments.present, arguments.absent)
+    own = None
+    if arguments.cluster:
+        from comparing.clusters import read_clusters  # it imports numba
+
+        own = read_clusters(arguments.cluster, source.samples().ids)
+    limits = arguments.present, arguments.absent
+    shared = sharedness(source, min_group, max_group, arguments.layer, *limits, own)
     if processes.team().rank == 0:
         report(arguments, source, shared, named)
     return shared
@@ -47,6 +53,7 @@ def parse(argv):
         default=0.2,
         help="held-out r that an absent one surely stays below in all of H",
     )
+    add("--cluster", metavar="FILE", help="samples that belong together: a line each of id, tab, group")
     add("--top", type=positive, help="how many to print, draw and show (default: 1%% of the features)")
     add("--csv", type=output, metavar="FILE", help="write all features, a line each")
     add("--json", type=output, metavar="FILE", help="write all features, for machines")

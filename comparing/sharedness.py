@@ -66,11 +66,13 @@ def sharedness(
     layer: int = -1,
     present: float = PRESENT,
     absent: float = ABSENT,
+    own: Sequence[str] | None = None,
 ) -> Sharedness:
     """Delta_i(M -> G, H) of every feature i of a run M: high where all runs of `min_group` G have it, and none of
     `max_group` H. `layer` is the same number in every run; negative ones count from the end.
 
     `present` and `absent`: the held-out correlation that a feature surely has, or surely has not, to be called so.
+    `own`: the user's cluster of each row.
     """
     features.check_aligned([run, *min_group, *max_group])
 
@@ -84,15 +86,16 @@ def sharedness(
     seed = other_seed(run)
     others = {other.name: other for other in (*min_group, *max_group)}
     everyone = others | ({seed.name: seed} if seed is not None else {})
-    own, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), DEFAULTS)
+    options = DEFAULTS._replace(own=tuple(own) if own else None)
+    source, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), options)
     targets = {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}
-    found = presences(own, targets, sides)
-    moments = sides.moments(own)
+    found = presences(source, targets, sides)
+    moments = sides.moments(source)
     total, enough = moments.total.sum(0), tellable(moments, sides.options.min_active)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}
     delta = comparative_sharedness(table(rho, G), table(rho, H), total)
-    bare = Sharedness(run.name, own.name, G, H, np.arange(len(delta)), delta, total, rho)
+    bare = Sharedness(run.name, source.name, G, H, np.arange(len(delta)), delta, total, rho)
     active = any_counted(targets, sides) | {run.name: bool(enough.any())}
     if why := too_little([run, *others.values()], active, sides):
         note(f"{why}: no statuses, ranked by Delta alone")

@@ -217,6 +217,19 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
 
 
+def test_the_users_clusters_widen_the_errors():
+    """Every row four times: the same evidence, which counts fourfold where the rows pass for samples of their own."""
+    rng = np.random.default_rng(0)
+    events = np.repeat(rng.random((200, 6)) < 0.2, 4, axis=0) * np.repeat(rng.random((200, 6)), 4, axis=0)
+    make_run("M", {"layer0": events})
+    make_run("G", {"layer0": events + np.repeat(rng.random((200, 6)) < 0.1, 4, axis=0)})
+    Path("groups.tsv").write_text("".join(f"sample{row}\t{row // 4}\n" for row in range(800)))
+    words = ["--source", "M", "--min_group", "G", "--max_group", "M"]
+    alone, joined = (comp_sharedness.main([*words, *more]) for more in ([], ["--cluster", "groups.tsv"]))
+    errors = [found.error["G"][np.argsort(found.feature)] for found in (alone, joined)]
+    np.testing.assert_allclose(errors[1] / errors[0], 2, rtol=0.4)
+
+
 def test_a_feature_of_one_half_alone_is_too_rare_to_call_absent():
     """Twelve rows of one caption are in one half, so that nothing of their feature can be held out: H has the very one."""
     rng = np.random.default_rng(0)
