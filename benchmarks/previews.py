@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import scipy.sparse
 from PIL import Image
-from tqdm import tqdm
 
 from data import Pairs
 from features import Run
 from plumbing.commandline import Parser, positive, script
+from plumbing.progress import Progress
 from samples import Samples, Texts
 from showing import sheets, thumbnails
 from sources.opened import Sample, file_bytes
@@ -54,7 +54,7 @@ def measure(folder: Path, arguments) -> dict[str, bool]:
     shown = {row for one in found for row in one.rows.tolist()}
     order = np.random.default_rng(0).permutation(arguments.features).tolist()
     times: dict[str, list[float]] = {"plain": [], "thumbnails": [], "sheets": []}
-    for number in tqdm(range(arguments.rounds), "turns"):
+    for number in Progress(range(arguments.rounds), "turns"):
         turn = order[number * arguments.sheets :][: arguments.sheets]
         drawn = {row for one in sheets.highest(codes, turn) for row in one.rows.tolist()}
         times["plain"].append(

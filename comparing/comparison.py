@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 import features
 from comparing import scores
@@ -25,6 +24,7 @@ from comparing.references import note, referenced
 from comparing.results import OLDER, Comparison, Direction, Score, metric
 from comparing.sides import DEFAULTS, Options, RunPair, Sides
 from plumbing.processes import add_up, anywhere, first_process_says, team
+from plumbing.progress import Progress
 
 RhoByLayers = dict[tuple[str, str], np.ndarray]  # rho float64 [feature] by source layer and target layer
 
@@ -43,7 +43,7 @@ def rho_of(cells: list[Cell], reader: Reader) -> list[tuple[np.ndarray, np.ndarr
     rank, world = team()
     widths = [(reader.n_features(cell.source), reader.n_features(cell.target)) for cell in cells]
     found = [np.zeros(sum(both)) for both in widths]
-    for number, cell in enumerate(tqdm(cells, desc="layer pairs", disable=rank > 0 or None, leave=False)):
+    for number, cell in enumerate(Progress(cells, desc="layer pairs", disable=rank > 0, leave=False)):
         mine = number * world // len(cells) == rank
         if mine or not reader.fits(cell):
             rho = np.concatenate([side.rho for side in maxima(cell, reader)])

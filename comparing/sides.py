@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 import features
 from comparing import draws
@@ -25,6 +24,7 @@ from comparing.passes import PERMUTATIONS, Job
 from comparing.reader import Reader, own_share
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team
+from plumbing.progress import Progress
 from samples import Samples, Texts
 
 SIDE_BYTES = 36  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
@@ -268,7 +268,7 @@ class RunPair:
         rank, world = team()
         cells, mine = list(np.ndindex(self.n_layers)), {}
         words = "layer pairs" if kind is Matched else "layer pairs, permuted"
-        for number, place in enumerate(tqdm(cells, desc=words, disable=rank > 0 or None, leave=False)):
+        for number, place in enumerate(Progress(cells, desc=words, disable=rank > 0, leave=False)):
             own = number * world // len(cells) == rank
             if own or not self.fits(*place):
                 found = work(*place)

@@ -99,6 +99,8 @@ def script(main):
     def wrapped(argv=None):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
+        if not sys.stderr.isatty():  # a log, which the bars of downloads would fill
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         try:
             return explained(main, argv)
         except BrokenPipeError:

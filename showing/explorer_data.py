@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 import features
 from comparing.reader import Reader
 from comparing.sharedness import Sharedness, sharedness
 from comparing.sides import DEFAULTS, Sides
 from data import Pairs
 from features import Run
+from plumbing.progress import Progress
 from showing import labels, names, objects
 from showing.browsed import Beside, Browsed, beside
 from showing.explored import Json, Told, records, table
@@ -118,7 +117,7 @@ def find_all(layers: list[Browsed], sides: Sides) -> ByBoth:
     """What each run's features find in each other run."""
     found: ByBoth = {one.slug: {} for one in layers}
     pairs = list(itertools.combinations(layers, 2))
-    for one, other in tqdm(pairs, desc="partners", leave=False, disable=len(pairs) < 2 or None):
+    for one, other in Progress(pairs, desc="partners", leave=False, disable=len(pairs) < 2):
         found[one.slug][other.slug], found[other.slug][one.slug] = beside(one, other, sides)
     return {
         one.slug: {other.slug: found[one.slug][other.slug] for other in layers if other is not one}
@@ -156,7 +155,7 @@ def name_all(layers: list[Browsed], pairs: Pairs) -> dict[str, list[Named]]:
             say(f"samples are shown with caption {first}; {one.run.name} was given caption {one.run.caption}")
     return {
         one.slug: names.described(one.side.codes.matrix, held[one.run.caption])
-        for one in tqdm(layers, desc="names", leave=False)
+        for one in Progress(layers, desc="names", leave=False)
     }
 
 

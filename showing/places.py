@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from data import Pairs
 from features import Run
 from plumbing.errors import UserError
+from plumbing.progress import Progress
 from showing.strips import Columns
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def patch_codes(
     import torch
 
     rows = list(wanted)
-    for start in tqdm(range(0, len(rows), BATCH), "where", leave=False, disable=len(rows) <= BATCH):
+    for start in Progress(range(0, len(rows), BATCH), "where", leave=False, disable=len(rows) <= BATCH):
         items, read = [], []
         for row in rows[start : start + BATCH]:
             try:

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from data import Pairs
 from features import Run
 from plumbing import files
 from plumbing.errors import UserError
+from plumbing.progress import Progress
 from samples import Samples
 from showing import thumbnails
 from showing.lettering import BIG, BOLD, FINE, PLAIN, cut, wrapped, write
@@ -153,7 +153,9 @@ def save_sheets(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            return list(tqdm(pool.map(save_one, drawn), "sheets", len(drawn), disable=len(drawn) < HIGHEST))
+            return list(
+                Progress(pool.map(save_one, drawn), "sheets", len(drawn), disable=len(drawn) < HIGHEST)
+            )
         finally:
             pool.shutdown(cancel_futures=True)
 

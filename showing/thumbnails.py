@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from data import Pairs
 from plumbing import files
 from plumbing.errors import UserError
+from plumbing.progress import Progress
 from sources.media import decode
 from sources.opened import BROKEN, reason, say
 from sources.unreadable import file_stamp
@@ -149,7 +149,7 @@ def _make(pairs: Pairs, made: Thumbnails, rows: list[int], pool: ThreadPoolExecu
         else:
             made.missing[row] = content
     rest = [row for row in rows if row not in contents]
-    progress = tqdm(pool.map(write, rest), "thumbnails", len(rest), unit="picture", disable=not rest)
+    progress = Progress(pool.map(write, rest), "thumbnails", len(rest), unit="picture", disable=not rest)
     made.missing.update((row, why) for row, why in zip(rest, progress, strict=True) if why)
 
 

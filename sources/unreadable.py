@@ -37,12 +37,12 @@ def find_unreadable(opened: Opened, samples: Sequence[Sample]) -> list[dict[str,
 
 def scan(read: Read, samples: Sequence[Sample]) -> list[dict[str, str]]:
     """Decode every item, on all cores; the {"id", "path", "why"} of those that fail, in row order."""
-    from tqdm import tqdm
+    from plumbing.progress import Progress
 
     why_unreadable, found = functools.partial(_why_unreadable, read), []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,  # PIL decodes outside Python's lock
-        tqdm(desc="looking for unreadable items", total=len(samples), unit="item") as progress,
+        Progress(desc="looking for unreadable items", total=len(samples), unit="item") as progress,
     ):
         for start in range(0, len(samples), AT_ONCE):
             batch = list(samples[start : start + AT_ONCE])

@@ -1,7 +1,6 @@
 """What all of the demo's encoders are trained with: the scenes, the sizes and one loop."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -9,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from plumbing.progress import Progress
 from toyworld import scenes, things
 
 WIDTH, BLOCKS, HEADS, PATCH = 96, 3, 3, 8
@@ -32,7 +31,7 @@ class Training:
 
     def __init__(self, n_scenes: int):
         seed = scenes.TRAINING_SEED
-        rows = tqdm(range(n_scenes), "training scenes", file=sys.stderr)
+        rows = Progress(range(n_scenes), "training scenes")
         self.pixels = torch.from_numpy(np.stack([scenes.pixels(row, seed) for row in rows]))
         self.shapes = torch.tensor([shapes_of(row, seed) for row in range(n_scenes)])
         self.captions = [scenes.captions(row, seed) for row in range(n_scenes)]
@@ -69,7 +68,7 @@ def fit(
     """AdamW with a tenth of warm-up and a cosine decay; `after_step(fraction done)` runs after each step."""
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.05, betas=(0.9, 0.98))
     warm_up = max(recipe.steps // 10, 1)
-    progress = tqdm(range(recipe.steps), name, file=sys.stderr, mininterval=5)
+    progress = Progress(range(recipe.steps), name)
     for step in progress:
         decay = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
         optimizer.param_groups[0]["lr"] = recipe.rate * min((step + 1) / warm_up, decay)

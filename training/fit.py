@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import add_up, exchange, first_process_says, of_all, processes_here, team
+from plumbing.progress import Progress
 from plumbing.threads import float32_products
 from sae import TopKSAE
 from saelens import SAE
@@ -84,7 +84,7 @@ def train_on_all(
     logs = Logs(work, done)
     first_epoch = len(plan) // work.jobs[0].settings.epochs
     batches = work.stream.batches(own_share(plan[done:]))
-    progress = tqdm(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
+    progress = Progress(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
     for number, batch in enumerate(progress, done + 1):
         if cache and number <= first_epoch:
             cache.write(batch)
@@ -231,7 +231,7 @@ def check_finite(trainers: Trainers, number: int, whole: bool):
             )
 
 
-def show(progress: tqdm, reports: list[Report]):
+def show(progress: Progress, reports: list[Report]):
     """Show the reports beside the progress bar, as means over all SAEs."""
     loss, fvu, dead = np.mean(reports, axis=0)[:3]
     progress.set_postfix(loss=f"{loss:.4f}", fvu=f"{fvu:.3f}", dead=f"{dead:.3f}")

@@ -11,7 +11,6 @@ import scipy.sparse
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 import features
 import parts
@@ -19,6 +18,7 @@ from encoders.wrapper import Activations
 from plumbing import files
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team, wait_for_all
+from plumbing.progress import Progress
 from saelens import SAE
 from training.activations import Stream
 from training.codes import Pooling, codes, evaluate, in_halves
@@ -54,7 +54,7 @@ def record(work: Work, saes: Saes) -> list[dict[int, Scores]]:
     present = cache.present() & ~work.judged() if cache else np.zeros(n_samples, dtype=bool)
     plans = plan_parts(own[done:], present, work.jobs[0].settings.batch_size)
     batches = encode_all(work.stream, [rows for plan in plans for rows in plan.batches])
-    progress = tqdm(
+    progress = Progress(
         desc="record", total=sum(map(PartPlan.n_rows, plans)), unit="row", disable=team().rank > 0
     )
     for plan in plans:
@@ -81,7 +81,7 @@ def record_part(
     cache: RecordedTokens | None,
     saes: Saes,
     qualities: Qualities,
-    progress: tqdm,
+    progress: Progress,
 ):
     """Write one part file of every layer of every job; `batches` yields the batches of its plan next."""
     blocks: Blocks = [{layer: [] for layer in work.stream.layers} for _ in work.jobs]
