@@ -83,6 +83,9 @@ def test_a_gpu_makes_room_for_twice_the_dead_of_the_last_report(monkeypatch):
     again = LayerTrainer(TopKSAE(8, 600, 2), RECIPES["ours"], 100, 100.0, None, "float32")
     again.restore(trainer.state(), 4)
     assert again.most_dead == 600
+    trainer.most_dead, again.most_dead = None, 256
+    again.restore(trainer.state(), 4)  # what a CPU has written
+    assert again.most_dead == 256
 
 
 def test_the_report_is_of_all_processes_tokens(monkeypatch):

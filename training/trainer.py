@@ -219,10 +219,11 @@ class LayerTrainer:
         return Stepped(done.fired, torch.full_like(done.fired[:1], len(z)), sums)
 
     def descend(self):
-        """Change the weights by the gradients."""
+        """Change the weights by the gradients, which are dropped: kept, they would take the room of another SAE's."""
         if self.recipe.unit_norm:
             self.sae.remove_parallel_gradient()
         self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.recipe.unit_norm:
             self.sae.normalize_decoder()
 
@@ -293,7 +294,7 @@ class LayerTrainer:
         self.since_fired.copy_(tensors["since_fired"])
         self.report_sums.copy_(tensors["report_sums"])
         self.tokens.copy_(tensors["tokens"])
-        self.most_dead = int(tensors["most_dead"]) or None
+        self.most_dead = int(tensors["most_dead"]) or self.most_dead  # 0: of a CPU, which counts
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[name])
             for moment in ("exp_avg", "exp_avg_sq"):
