@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ import features
 import saelens
 from plumbing.errors import UserError
 from sae import TopKSAE
-from training import experiment, plan, record
+from training import experiment, plan, record, scales
 from training.activations import Stream
 from training.unfinished import release_locks
 
@@ -181,6 +182,27 @@ def test_recording_halves_its_batches_where_the_gpu_is_too_small(train, monkeypa
         np.testing.assert_allclose(run.load(layer).toarray(), calm.load(layer).toarray(), atol=1e-5)
     for field in ("fvu", "fvu_recorded", "l0", "dead_fraction"):
         assert run.manifest[field] == pytest.approx(calm.manifest[field], rel=1e-6)
+
+
+def test_a_batch_is_gone_before_the_next_one_is_encoded(train):
+    """All layers of an L-sized encoder are a gigabyte a batch."""
+    tokens, alive = [], []
+
+    class Watching(SmallEncoder):
+        def activations(self, batch, layers):
+            alive.append(sum(one() is not None for one in tokens))
+            found = super().activations(batch, layers)
+            tokens.extend(map(weakref.ref, found.layers.values()))
+            return found
+
+    encoder = Watching(recorded=None)  # several tokens: every row is encoded again to be recorded
+    work = small_world.prepare(encoder)
+    experiment.carry_out(work, checkpoint_every=60.0, command=None)
+    release_locks()
+    n_steps = len(plan.training_plan(work.held_out, work.jobs[0].settings))
+    after_the_scales = alive[scales.STATISTICS_BATCHES :]
+    assert len(after_the_scales) == n_steps + 5 > 20
+    assert not any(after_the_scales)
 
 
 def test_a_sample_that_does_not_fit_alone_ends_in_one_line(capsys):

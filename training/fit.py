@@ -84,11 +84,14 @@ def train_on_all(
     logs = Logs(work, done)
     first_epoch = len(plan) // work.jobs[0].settings.epochs
     batches = work.stream.batches(own_share(plan[done:]))
-    progress = Progress(batches, "train", len(plan), initial=done, unit="batch", disable=team().rank > 0)
-    for number, batch in enumerate(progress, done + 1):
+    progress = Progress(desc="train", total=len(plan), initial=done, unit="batch", disable=team().rank > 0)
+    for number in range(done + 1, len(plan) + 1):
+        batch = next(batches)
         if cache and number <= first_epoch:
             cache.write(batch)
         train_on(batch, standard, trainers, division)
+        del batch  # before the next one needs its room
+        progress.update()
         if number % REPORT_EVERY == 0 or number == len(plan):
             check_finite(trainers, number, whole=number == len(plan))
             n_steps = (number - 1) % REPORT_EVERY + 1
@@ -98,12 +101,18 @@ def train_on_all(
             show(progress, list(reports.values()))
         if is_due(clock, checkpoint.apart):
             with clock:
-                check_finite(trainers, number, whole=True)
-                logs.sync()
-                if cache:
-                    cache.sync()  # the tokens that these steps have cached
-                checkpoint.write(number)
+                write_checkpoint(checkpoint, number, logs, cache)
+    progress.close()
     logs.close()
+
+
+def write_checkpoint(checkpoint: Checkpoint, number: int, logs: Logs, cache: RecordedTokens | None):
+    """Write the state after so many steps, and before it what these steps have written besides."""
+    check_finite(checkpoint.trainers, number, whole=True)
+    logs.sync()
+    if cache:
+        cache.sync()
+    checkpoint.write(number)
 
 
 def is_due(clock: Clock, apart: bool) -> bool:
@@ -259,5 +268,4 @@ def folded(work: Work, trainers: Trainers, standard: dict[int, Standardizer]) ->
     for (number, layer), trainer in trainers.items():
         sae = saes[number][layer] = trainer.sae
         sae.fold_standardizer(standard[layer].mean, standard[layer].scale)
-        sae.zero_grad()  # gradients would take the room of another SAE while recording
     return saes

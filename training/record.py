@@ -91,6 +91,7 @@ def record_part(
         batch = next(batches)
         record_batch(work, batch, saes, qualities, blocks, unseen)
         n_rows = len(set(batch.rows))
+        del batch  # before the next one needs its room
         missing -= n_rows
         progress.update(n_rows)
     for rows in plan.cached:
