@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import TypeVar
 
 from plumbing.errors import UserError, first_line
+from plumbing.hub import answer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +43,7 @@ def from_hub(build: Callable[[], Built], name: str, repository: str) -> Built:
     try:
         return build()
     except broken as error:
-        raise UserError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{name!r} cannot be loaded: {answer_of(error) or first_line(error)}") from error
 
 
 def foreign_errors() -> tuple[type[Exception], ...]:
@@ -76,7 +77,12 @@ class OtherRow(UserError):
 def reach(name: str, repository: str, offline: bool, missing: Exception):
     """Ask the hub once, for at most five seconds, whether it has `repository`. Error: it has not."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     fetch = f"fetch it where there is a network with `hf download {repository}`"
     if offline:
@@ -89,6 +95,10 @@ def reach(name: str, repository: str, offline: bool, missing: Exception):
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=5)
     except EntryNotFoundError:
         return  # the repository is there, and keeps its configuration under another name
+    except GatedRepoError as error:
+        raise UserError(
+            f"{name!r} is gated: ask for access on its page of the hub, then `hf auth login`"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownName(
             name,
@@ -96,6 +106,8 @@ def reach(name: str, repository: str, offline: bool, missing: Exception):
             "for a private or gated one run `hf auth login`",
         ) from error
     except Exception as error:  # whatever the network raised
+        if told := answer_of(error):
+            raise UserError(f"{name!r} is not in the Hugging Face cache, and {told}") from error
         raise UnknownName(
             name,
             f"{name!r} is not in the Hugging Face cache and the hub does not answer ({first_line(error)})",

@@ -8,8 +8,10 @@ from plumbing.errors import UserError, first_line
 
 REMEDIES = {  # by the status of the hub's answer
     401: "it knows no such repository, or wants a token for it: see the spelling, or log in with `hf auth login`",
-    403: "your token may not do that: make one that may on the hub's page of settings, then `hf auth login`",
-    404: "it has no such repository, file or commit: see the spelling",
+    403: "your token may not do that: ask for access on the repository's page, or make a token that may on the hub's "
+    "page of settings, then `hf auth login`",
+    404: "it has no such repository, file or commit, or hides it from you: see the spelling, or log in with "
+    "`hf auth login`",
     429: "you have asked too often: wait some minutes",
 }
 
@@ -33,22 +35,34 @@ def in_one_line(doing: str) -> Iterator[None]:
 
 def cause_of(error: Exception) -> str:
     """What went wrong and what to do, from the first error in the chain that tells: an answer, or none."""
+    if told := answer_of(error):
+        return told
+    said, remedy = first_line(chain(error)[-1]), "give the command again"
+    if "xet" in said.lower():
+        remedy += ", with HF_HUB_DISABLE_XET=1 where a firewall is in the way"
+    return f"the hub does not answer, or the network broke off ({said}): {remedy}"
+
+
+def answer_of(error: Exception) -> str:
+    """What the hub answered and what to do, by the first error in the chain that tells; "" where it did not answer."""
     from huggingface_hub import errors
 
-    chain = [error]
-    while isinstance(cause := chain[-1].__cause__, Exception):
-        chain.append(cause)
-    for one in chain:
+    for one in chain(error):
         if isinstance(one, errors.OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set: unset it, where there is a network"
         if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
             return answered(one.response.status_code)
         if told := XET_STATUS.search(str(one)):
             return answered(int(told[1]))
-    said, remedy = first_line(chain[-1]), "give the command again"
-    if "xet" in said.lower():
-        remedy += ", with HF_HUB_DISABLE_XET=1 where a firewall is in the way"
-    return f"the hub does not answer, or the network broke off ({said}): {remedy}"
+    return ""
+
+
+def chain(error: Exception) -> list[Exception]:
+    """An error and those that it was raised from."""
+    found = [error]
+    while isinstance(cause := found[-1].__cause__, Exception):
+        found.append(cause)
+    return found
 
 
 def answered(status: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plumbing.errors import UserError
+from plumbing.hub import answer_of
 from sources.opened import Opened, Sample, file_bytes, files_below, reason, texts, without_caption
 
 if TYPE_CHECKING:  # imported where a data set is opened: the import is slow
@@ -83,7 +84,7 @@ def load(name: str, subset: str | None, split: str | None) -> "Table | Tables":
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as why:
         raise UserError(
             f"Hugging Face data set {name!r} (subset {subset}, split {split}) cannot be opened "
-            f"({reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
+            f"({answer_of(why) or reason(why)[:300]}); check the name, --subset and --split, or fetch it where there is "
             "a network"
         ) from why
 

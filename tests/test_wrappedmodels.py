@@ -480,14 +480,15 @@ def test_a_name_that_is_not_cached_says_how_to_fetch_it():
 
 
 class NotFound(http.server.BaseHTTPRequestHandler):
-    """The hub's answer for a repository that it has not; `asked` are the paths that it was asked for."""
+    """The hub's answer for a repository that it has not, or another; `asked` are the paths that it was asked for."""
 
     asked: ClassVar[list[str]] = []
+    status, code = 404, "RepoNotFound"
 
     def do_HEAD(self):
         self.asked.append(self.path)
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_response(self.status)
+        self.send_header("X-Error-Code", self.code)
         self.end_headers()
 
     def log_message(self, *arguments):
@@ -517,6 +518,31 @@ def test_a_hub_that_does_not_answer_or_does_not_know_the_name_is_asked_once():
         "'google/vit-base-patch16-22' is neither a folder nor a model that the Hugging Face hub shows you; "
         "did you mean google/vit-base-patch16-224? for a private or gated one run `hf auth login`"
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (401, "RepoNotFound", "is neither a folder nor a model that the Hugging Face hub shows you; for a private"),
+        (403, "GatedRepo", "is gated: ask for access on its page"),
+        (403, "", "is not in the Hugging Face cache, and the hub answers 403: your token may not do that: ask for"),
+        (404, "", "is not in the Hugging Face cache, and the hub answers 404: it has no such repository, file or"),
+        (500, "", "is not in the Hugging Face cache, and the hub answers 500: that is its fault: give the same"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_answers_is_told_apart_from_no_answer(status, code, said):
+    from huggingface_hub import constants
+
+    Answering = type("Answering", (NotFound,), {"status": status, "code": code})
+    with http.server.HTTPServer(("127.0.0.1", 0), Answering) as server:
+        address = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with (
+            mock.patch.object(constants, "HF_HUB_OFFLINE", False),
+            mock.patch.object(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address),
+        ):
+            assert f"'me/private' {said}" in complaint("ViT", "me/private")
+        server.shutdown()
 
 
 def without(folder: Path, word: str):
