@@ -71,9 +71,10 @@ def test_several_processes_record_all_rows_in_order(runs, name):
 @several
 def test_several_processes_agree_on_the_scores_and_the_curve(runs, name):
     one, other = (json.loads((runs[which].path / "run.json").read_text()) for which in ("one", name))
+    near = 1e-9 if other["shared_out"] == "saes" else 1e-3  # the same SAEs, scored in sums of another order
     for field in ("fvu", "l0", "dead_fraction"):
         for layer, value in other[field].items():
-            assert value == pytest.approx(one[field][layer], rel=1e-3, abs=1e-3)
+            assert value == pytest.approx(one[field][layer], rel=near, abs=near)
     assert one["evaluated_samples"] == other["evaluated_samples"]
     lines = [(runs[which].path / "training.jsonl").read_text().splitlines() for which in ("one", name)]
     for a, b in zip(*([json.loads(line) for line in of] for of in lines), strict=True):

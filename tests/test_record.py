@@ -15,8 +15,9 @@ from small_world import SmallEncoder, SmallPairs
 import features
 import saelens
 from plumbing.errors import UserError
+from plumbing.processes import Team
 from sae import TopKSAE
-from training import experiment, plan, record, scales
+from training import experiment, plan, record, saves, scales
 from training.activations import Stream
 from training.unfinished import release_locks
 
@@ -119,6 +120,25 @@ def test_a_disk_that_gets_full_keeps_no_tokens_and_the_run_goes_on(train, monkey
     for layer in run.layers:
         np.testing.assert_allclose(run.load(layer).toarray(), calm.load(layer).toarray(), atol=1e-5)
     assert list(run.path.glob("unfinished*")) == []
+
+
+def test_processes_with_an_sae_each_read_a_decoder_only_while_they_need_it(train, monkeypatch):
+    (run,) = train()
+    whole = saelens.load(run.path / "layer1")
+    tokens = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(saves, "team", lambda: Team(1, 3))
+    (saes,) = saves.load_all(small_world.settle())
+    sae = saes[1]
+    assert [len(one.W_dec) for one in saes.values()] == [0, 0, 0]
+    assert torch.equal(sae.encode(tokens), whole.encode(tokens))
+    with saves.decoder_of(sae, run.path / "layer1"):
+        assert torch.equal(sae(tokens), whole(tokens))
+    assert sae.W_dec.shape == (0, 8)
+    monkeypatch.setattr(saves, "team", lambda: Team(1, 4))  # not an SAE for each: all have all of them
+    (saes,) = saves.load_all(small_world.settle())
+    with saves.decoder_of(saes[1], run.path / "nowhere"):
+        assert torch.equal(saes[1](tokens), whole(tokens))
+    assert len(saes[1].W_dec) == 24
 
 
 def held_out_row(n_samples=300):

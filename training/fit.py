@@ -24,7 +24,7 @@ from training.given import take_given
 from training.log import Logs
 from training.plan import own_share, training_plan
 from training.resume import Clock
-from training.saves import layer_folders, load_saes, save_saes
+from training.saves import load_all, save_saes
 from training.scales import Scales, measure_scales, saved_scales
 from training.settings import Settings
 from training.token_cache import RecordedTokens
@@ -45,7 +45,10 @@ def fit(work: Work, checkpoint_every: float) -> Sequence[Mapping[int, SAE]]:
         return take_given(work, work.sae)
     saes, apart = train_saes(work, checkpoint_every)
     save_saes(work, saes, apart)
-    return load_all(work) if apart else saes
+    if not apart:
+        return saes
+    del saes  # before all are loaded
+    return load_all(work)
 
 
 def train_saes(work: Work, checkpoint_every: float) -> tuple[list[dict[int, TopKSAE]], bool]:
@@ -63,11 +66,6 @@ def train_saes(work: Work, checkpoint_every: float) -> tuple[list[dict[int, TopK
             cache.sync()  # in every process, before the first one removes the only checkpoint
             cache.close()
     return folded(work, trainers, scales.standard), apart
-
-
-def load_all(work: Work) -> list[dict[int, SAE]]:
-    """The SAEs of each job, by layer, that have been saved."""
-    return [load_saes(work, layer_folders(work, job)) for job in work.jobs]
 
 
 def train_on_all(

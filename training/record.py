@@ -24,6 +24,7 @@ from training.activations import Stream
 from training.codes import Pooling, codes, evaluate, in_halves
 from training.plan import PartPlan, cut, plan_parts
 from training.quality import Quality, Scores
+from training.saves import decoder_of, layer_folders
 from training.token_cache import RecordedTokens
 from training.work import Work
 
@@ -132,14 +133,14 @@ def record_batch(
     pooling, chosen = Pooling(batch), batch.real_tokens(judged)
     judged_items = torch.from_numpy(judged).to(batch.mask.device, non_blocking=True)
     unseen += find_not_finite(batch, pooling.is_recorded | (batch.mask & judged_items[:, None]))
+    recorded = pooling.is_recorded.flatten()
     for number, job in enumerate(work.jobs):
+        activation, folders = job.settings.activation, layer_folders(work, job)
         for layer, sae in saes[number].items():
-            blocks[number][layer].append(pooling.features(batch, layer, sae, job.settings.activation))
+            blocks[number][layer].append(pooling.features(batch, layer, sae, activation))
             if len(chosen):
-                recorded = pooling.is_recorded.flatten()
-                evaluate(
-                    qualities[number][layer], sae, batch, layer, chosen, recorded, job.settings.activation
-                )
+                with decoder_of(sae, folders[layer]):
+                    evaluate(qualities[number][layer], sae, batch, layer, chosen, recorded, activation)
 
 
 def record_cached(
