@@ -11,7 +11,7 @@ from jaxtyping import Int
 from plumbing.compiled import compiled
 from plumbing.threads import equal_ranges, in_parallel
 
-ENTRY_BYTES = 24  # of an entry of Codes: the CSR, its copy with 16-bit features, and the transposed one
+ENTRY_BYTES = 24  # of an entry of Codes: the CSR, `by_row` and `by_feature`
 
 DENSE_ROWS = 2048  # rows of one matrix product: more take more memory, and float32 sums of more err more
 
@@ -24,8 +24,9 @@ AddUp = Callable[[np.ndarray, str], None]
 
 Matrix = np.ndarray | scipy.sparse.csr_array  # float [row, feature]
 
-# Stored entries row by row: starts of the rows, features, activations; or feature by feature, likewise.
-Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Stored entries row by row, or feature by feature: where each row begins in them, and the entries with their "index"
+# (of the feature, or of the row) and "value" side by side: a third quicker to go through than one array of each.
+Entries = tuple[np.ndarray, np.ndarray]
 
 
 class ColumnSums(NamedTuple):
@@ -123,21 +124,27 @@ class Codes:
         return scipy.sparse.issparse(self.matrix)
 
     @functools.cached_property
-    def by_row(self) -> Entries:
-        """CSR: starts of the rows, features (16 bit where they fit: less to fetch), activations."""
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts of the rows, features and activations, as they were read: to go through all rows in order."""
         csr = scipy.sparse.csr_array(self.matrix)
-        index = np.uint16 if self.n_features <= 1 << 16 else np.uint32
-        return csr.indptr.astype(np.int64), csr.indices.astype(index), csr.data.astype(np.float32, copy=False)
+        return csr.indptr.astype(np.int64), csr.indices, csr.data.astype(np.float32, copy=False)
+
+    @functools.cached_property
+    def by_row(self) -> Entries:
+        """The same, to take rows from here and there."""
+        starts, features, values = self.csr
+        return starts, beside(features, values, self.index)
+
+    @property
+    def index(self) -> type[np.unsignedinteger]:
+        """The integers that hold a feature's number: the fewer bits, the less to fetch."""
+        return np.uint16 if self.n_features <= 1 << 16 else np.uint32
 
     @functools.cached_property
     def by_feature(self) -> Entries:
-        """CSC: starts of the features, rows, activations."""
+        """CSC: starts of the features, and rows with their activations."""
         csc = scipy.sparse.csc_array(self.matrix)
-        return (
-            csc.indptr.astype(np.int64),
-            csc.indices.astype(np.uint32),
-            csc.data.astype(np.float32, copy=False),
-        )
+        return csc.indptr.astype(np.int64), beside(csc.indices, csc.data, np.uint32)
 
     @functools.cached_property
     def _sums(self) -> ColumnSums:
@@ -154,10 +161,22 @@ def as_codes(matrix: Matrix | Codes) -> Codes:
     return matrix if isinstance(matrix, Codes) else Codes(matrix)
 
 
+def unfilled(n: int, kind: type[np.unsignedinteger] = np.uint32) -> np.ndarray:
+    """So many entries to be filled, with indices in integers of that kind."""
+    return np.empty(n, [("index", kind), ("value", np.float32)])
+
+
+def beside(indices: np.ndarray, values: np.ndarray, kind: type[np.unsignedinteger] = np.uint32) -> np.ndarray:
+    """Entries of these indices and values."""
+    entries = unfilled(len(values), kind)
+    entries["index"], entries["value"] = indices, values
+    return entries
+
+
 def _sums_of_entries(codes: Codes) -> ColumnSums:
     _, total, square, low, high = ColumnSums.of_nothing(codes.n_features)
     stored = np.zeros(codes.n_features, np.int64)
-    _add_entries(codes.by_row, total, square, stored, low, high)
+    _add_entries(*codes.csr, total, square, stored, low, high)
     gaps = stored < codes.n_rows  # where a row holds no entry, the activation is 0
     low[gaps], high[gaps] = np.minimum(low[gaps], 0), np.maximum(high[gaps], 0)
     return ColumnSums(float(codes.n_rows), total, square, low, high)
@@ -193,8 +212,7 @@ def fill(matrix: Matrix, start: int, chunk: np.ndarray) -> tuple[np.ndarray, Col
 
 @compiled()
 @no_type_check
-def _add_entries(by_row, total, square, stored, low, high):
-    starts, features, values = by_row
+def _add_entries(starts, features, values, total, square, stored, low, high):
     for row in range(starts.size - 1):
         for entry in range(starts[row], starts[row + 1]):
             feature, value = features[entry], np.float64(values[entry])

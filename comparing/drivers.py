@@ -1,6 +1,7 @@
 """What drives a score: dense features, hubs, mutual partners, heavy tails, strata of the samples."""
 
 import functools
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,9 +9,10 @@ from jaxtyping import Bool
 from comparing.clusters import FLOOR_SEED, Clusters
 from comparing.codes import Codes, Entries
 from comparing.found import Found, Matched, Shuffled, weighted
-from comparing.halves import Side
+from comparing.halves import Moments, Side
 from comparing.heldout import matched, shuffled
 from comparing.results import Drivers, Nuisance
+from plumbing.compiled import compiled
 
 DENSE = (0.1, 0.5)  # shares of rows, above which a feature counts as dense
 SAMPLE, SAMPLE_LEAST = 0.05, 200  # of the sources, for what is only printed beside a score
@@ -33,14 +35,29 @@ class Rooted(Side):
         return square_root(self.side.codes)
 
     @functools.cached_property
+    def moments(self) -> Moments:
+        return Moments.of_entries(self.side.by_half, self.half, root=True)
+
+    @functools.cached_property
     def by_half(self) -> Entries:
-        starts, rows, values = self.side.by_half
-        return starts, rows, np.sqrt(values)
+        return _rooted(self.side.by_half)
 
     @functools.cached_property
     def by_row(self) -> Entries:
-        starts, features, values = self.side.by_row
-        return starts, features, np.sqrt(values)
+        return _rooted(self.side.by_row)
+
+
+def _rooted(layout: Entries) -> Entries:
+    found = np.empty_like(layout[1])
+    _take_roots(layout[1], found)
+    return layout[0], found
+
+
+@compiled()
+@no_type_check
+def _take_roots(entries, found):
+    for entry in range(entries.size):
+        found[entry].index, found[entry].value = entries[entry].index, np.sqrt(entries[entry].value)
 
 
 def drivers(forward: Found, backward: Found, clusters: Clusters) -> Drivers:

@@ -5,9 +5,9 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
-from comparing.codes import AddUp, Codes, Entries, Matrix, as_codes
+from comparing.codes import AddUp, Codes, Entries, Matrix, as_codes, beside, unfilled
 from plumbing.compiled import compiled, prefetch
 
 MIN_ACTIVE = 10  # rows that a feature is active on, to count
@@ -40,12 +40,12 @@ class Moments(NamedTuple):
         return Moments.of_entries(by_half(as_codes(codes), half), half)
 
     @staticmethod
-    def of_entries(entries: Entries, half: UInt8[np.ndarray, " row"]) -> "Moments":
-        """The same from `by_half` of them."""
-        starts, _, values = entries
+    def of_entries(entries: Entries, half: UInt8[np.ndarray, " row"], root: bool = False) -> "Moments":
+        """The same from `by_half` of them, or of their square roots."""
+        starts, held = entries
         found = Moments.of_nothing(len(starts) // 2)
         found.n[:] = np.bincount(half, minlength=2)
-        _add_moments(starts, values, *found[1:])
+        _add_moments(starts, held, root, *found[1:])
         gaps = found.n[:, None] > np.diff(starts).reshape(-1, 2).T  # where a row holds no entry, x is 0
         found.low[gaps], found.high[gaps] = np.minimum(found.low[gaps], 0), np.maximum(found.high[gaps], 0)
         return found
@@ -144,58 +144,61 @@ class Side:
         return np.argsort(self.half, kind="stable")
 
     @functools.cached_property
+    def places(self) -> UInt32[np.ndarray, " row"]:
+        """The place of each row."""
+        found = np.empty(len(self.rows), np.uint32)
+        found[self.rows] = np.arange(len(self.rows))
+        return found
+
+    @functools.cached_property
     def by_half(self) -> Entries:
-        """Starts, places of rows and activations, feature by feature: entries 2i are of the first half, 2i + 1 of the second."""
+        """Feature by feature, half by half: entries 2i are feature i's of the first half, 2i + 1 those of the second."""
         return by_half(self.codes, self.half, self.rows)
 
     @functools.cached_property
     def by_feature(self) -> Entries:
         """The same entries, a feature at a time."""
-        starts, rows, values = self.by_half
-        return starts[::2].copy(), rows, values
+        starts, entries = self.by_half
+        return starts[::2].copy(), entries
 
     @functools.cached_property
     def by_row(self) -> Entries:
-        """Starts, features by their place in `order`, and activations, row by row in the order of `rows`."""
-        return self._moved(self.rows)
+        """The entries row by row in the order of `rows`, features by their place in `order`."""
+        starts, features, values = self.codes.csr
+        place = np.empty(self.n_features, self.codes.index)
+        place[self.order] = np.arange(self.n_features)
+        moved, found = _starts(starts, self.rows), unfilled(len(values), self.codes.index)
+        _move_rows(self.rows, place, starts, features, values, moved, found)
+        return moved, found
 
     def beside(self, partner: Int[np.ndarray, " row"]) -> Entries:
         """`by_row` of the rows `partner`, beside the other side's: quicker than to look each up where it lies."""
-        return self._moved(partner[self.rows])
-
-    def _moved(self, order: Int[np.ndarray, " place"]) -> Entries:
-        starts, features, values = self.codes.by_row
-        place = np.empty(self.n_features, features.dtype)
-        place[self.order] = np.arange(self.n_features)
-        moved = np.zeros(len(starts), np.int64)
-        np.cumsum(np.diff(starts)[order], out=moved[1:])
-        found = moved, np.empty_like(features), np.empty_like(values)
-        _move_rows(order, place, starts, features, values, *found)
-        return found
+        starts, entries = self.by_row
+        order = self.places[partner[self.rows]]
+        moved, found = _starts(starts, order), np.empty_like(entries)
+        _copy_rows(order, starts, entries, moved, found)
+        return moved, found
 
     def moved_to(self, partner: Int[np.ndarray, " row"]) -> Entries:
         """`by_feature` with each row n in the place of row `partner[n]` of the other side."""
-        starts, rows, values = self.by_feature
-        place = np.empty(len(self.rows), rows.dtype)
-        place[self.rows] = np.arange(len(self.rows))
-        return starts, place[partner[self.rows]][rows], values
+        starts, entries = self.by_feature
+        return starts, beside(self.places[partner[self.rows]][entries["index"]], entries["value"])
 
     def columns(self, features: Int[np.ndarray, " chosen"]) -> "Side":
         """Some of the features, their layout taken over."""
         if not self.codes.is_sparse:
             return Side(Codes(self.codes.matrix[:, features]), self.half, self.min_active)
-        starts, rows, values = self.by_half
+        starts, entries = self.by_half
         wanted = np.concatenate(
             [np.arange(starts[2 * i], starts[2 * i + 2]) for i in features] or [starts[:0]]
         )
         sizes = np.diff(starts).reshape(-1, 2)[features].ravel()
-        entries = np.concatenate([[0], np.cumsum(sizes)]), rows[wanted], values[wanted]
-        shape, columns = (
-            (self.codes.n_rows, len(features)),
-            (entries[2], self.rows[entries[1]], entries[0][::2]),
-        )
-        found = Side(Codes(scipy.sparse.csc_array(columns, shape=shape).tocsr()), self.half, self.min_active)
-        found.rows, found.by_half, found.moments = self.rows, entries, self.moments.of_features(features)
+        starts, entries = np.concatenate([[0], np.cumsum(sizes)]), entries[wanted]
+        columns = entries["value"], self.rows[entries["index"]], starts[::2]
+        few = scipy.sparse.csc_array(columns, shape=(self.codes.n_rows, len(features)))
+        found = Side(Codes(few.tocsr()), self.half, self.min_active)
+        found.rows, found.by_half = self.rows, (starts, entries)
+        found.moments = self.moments.of_features(features)
         return found
 
 
@@ -213,43 +216,47 @@ def tellable(moments: Moments, min_active: int) -> Bool[np.ndarray, " feature"]:
 
 
 def by_half(codes: Codes, half: np.ndarray, rows: np.ndarray | None = None) -> Entries:
-    """The entries feature by feature, each feature's half by half; with `rows` they tell the place of a row in it."""
-    starts, features, values = codes.by_row
+    """The entries feature by feature, each feature's half by half; with `rows` their index is the row's place in it."""
+    starts, features, values = codes.csr
     rows = np.arange(codes.n_rows) if rows is None else rows
-    found = (
-        np.zeros(2 * codes.n_features + 1, np.int64),
-        np.empty(len(values), np.uint32),
-        np.empty_like(values),
-    )
-    _sort_entries(rows, np.ascontiguousarray(half, np.uint8), starts, features, values, *found)
-    return found
+    ends, found = np.zeros(2 * codes.n_features + 1, np.int64), unfilled(len(values))
+    _sort_entries(rows, np.ascontiguousarray(half, np.uint8), starts, features, values, ends, found)
+    return ends, found
+
+
+def _starts(starts: np.ndarray, order: np.ndarray) -> Int[np.ndarray, " start"]:
+    """Where rows begin once they are in another order."""
+    moved = np.zeros(len(starts), np.int64)
+    np.cumsum(np.diff(starts)[order], out=moved[1:])
+    return moved
 
 
 @compiled()
 @no_type_check
-def _sort_entries(rows, half, starts, features, values, found, found_rows, found_values):
+def _sort_entries(rows, half, starts, features, values, ends, found):
     for row in range(rows.size):
         for entry in range(starts[row], starts[row + 1]):
-            found[2 * np.int64(features[entry]) + half[row] + 1] += 1
-    found[:] = np.cumsum(found)
-    free = found.copy()
+            ends[2 * np.uint64(features[entry]) + half[row] + 1] += 1  # no index is negative
+    ends[:] = np.cumsum(ends)
+    free = ends.copy()
     for place in range(rows.size):
         row = rows[place]
         for entry in range(starts[row], starts[row + 1]):
-            column = 2 * np.int64(features[entry]) + half[row]
-            found_rows[free[column]], found_values[free[column]] = place, values[entry]
+            column = 2 * np.uint64(features[entry]) + half[row]
+            to = np.uint64(free[column])
+            found[to].index, found[to].value = place, values[entry]
             free[column] += 1
 
 
 @compiled()
 @no_type_check
-def _add_moments(starts, values, total, square, fourth, active, low, high):
+def _add_moments(starts, entries, root, total, square, fourth, active, low, high):
     for column in range(starts.size - 1):
         h, feature = column % 2, column // 2
         one = two = four = above = 0.0  # in registers: sums in memory took three times as long
         least, most = low[h, feature], high[h, feature]
         for entry in range(starts[column], starts[column + 1]):
-            value = np.float64(values[entry])
+            value = np.float64(np.sqrt(entries[entry].value) if root else entries[entry].value)
             squared = value * value
             one += value
             two += squared
@@ -266,13 +273,30 @@ def _add_moments(starts, values, total, square, fourth, active, low, high):
 
 @compiled()
 @no_type_check
-def _move_rows(order, place, starts, features, values, moved, moved_features, moved_values):
+def _move_rows(order, place, starts, features, values, moved, found):
     for row in range(order.size):
         soon = starts[order[min(row + 8, order.size - 1)]]
         if soon < values.size:  # the rows lie scattered
-            prefetch(features, soon)
-            prefetch(values, soon)
-            prefetch(values, min(soon + 16, values.size - 1))
+            for line in range(2):
+                prefetch(features, min(soon + 16 * line, values.size - 1))
+                prefetch(values, min(soon + 16 * line, values.size - 1))
         shift = starts[order[row]] - moved[row]
         for entry in range(moved[row], moved[row + 1]):
-            moved_features[entry], moved_values[entry] = place[features[entry + shift]], values[entry + shift]
+            found[entry].index, found[entry].value = (
+                place[np.uint64(features[entry + shift])],
+                values[entry + shift],
+            )
+
+
+@compiled()
+@no_type_check
+def _copy_rows(order, starts, entries, moved, found):
+    for row in range(order.size):
+        soon = starts[order[min(row + 8, order.size - 1)]]
+        if soon < entries.size:  # the rows lie scattered
+            for line in range(4):
+                prefetch(entries, min(soon + 10 * line, entries.size - 1))
+        shift = starts[order[row]] - moved[row]
+        for entry in range(moved[row], moved[row + 1]):
+            found[entry].index = entries[entry + shift].index
+            found[entry].value = entries[entry + shift].value

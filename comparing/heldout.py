@@ -139,8 +139,8 @@ class Products:
             self._add_sparse(source, target, half)
 
     def _add_sparse(self, source: Codes, target: Codes, half: np.ndarray):
-        starts, rows, values = by_half(source, half)
-        entries, costs = (starts[:: 3 - self.parts].copy(), rows, values), np.diff(starts[::2])
+        starts, held = by_half(source, half)
+        entries, costs = (starts[:: 3 - self.parts].copy(), held), np.diff(starts[::2])
         for part, sums in enumerate(self.sums):
             fixed = (self.first, part, self.parts, entries, target.by_row, sums)
             ranges = equal_ranges(costs[self.first : self.last], self.first)

@@ -96,7 +96,7 @@ def add_influence(
     own = _beside(line * (start == 0), square * (start == 0), cross)
     other = _beside(other_line[:, layer], other_square[:, layer])
     held = np.zeros(target.n_features + 1)  # the last for features without a partner
-    _add_rows(source.by_row, target.by_row, half, own, _beside(here), other, held, full, halves)
+    _add_rows(source.csr, target.csr, half, own, _beside(here), other, held, full, halves)
 
 
 def _beside(*arrays: np.ndarray) -> np.ndarray:
@@ -221,26 +221,26 @@ def _add_rows(x, y, half, own, match, other, held, full, halves):
     for row in range(full.size):
         h, whole, part = half[row], 0.0, 0.0
         for entry in range(other_starts[row], other_starts[row + 1]):
-            j, value = other_features[entry], np.float64(other_values[entry])
+            j, value = np.uint64(other_features[entry]), np.float64(other_values[entry])
             held[j] = value
             whole += value * (other[h, j, 0] + other[h, j, 1] * value)
             part += value * (other[h, j, 2] + other[h, j, 3] * value)
         for entry in range(starts[row], starts[row + 1]):
-            i, value = features[entry], np.float64(values[entry])
+            i, value = np.uint64(features[entry]), np.float64(values[entry])
             whole += value * (own[h, i, 0] + own[h, i, 1] * value + own[h, i, 2] * held[match[h, i, 0]])
             part += value * (own[h, i, 3] + own[h, i, 4] * value + own[h, i, 5] * held[match[h, i, 1]])
         full[row] += whole
         halves[row] += part
         for entry in range(other_starts[row], other_starts[row + 1]):
-            held[other_features[entry]] = 0.0
+            held[np.uint64(other_features[entry])] = 0.0
 
 
 @compiled()
 @no_type_check
 def _add_squares(half, x_by_half, y_by_half, match, r, x, y, cluster, sizes, n, squares):
     """squares[i] += Σ over clusters of (Σ of z w - r (z² + w²) / 2 over a cluster's rows)², over n²."""
-    x_starts, x_rows, x_values = x_by_half
-    y_starts, y_rows, y_values = y_by_half
+    x_starts, x_entries = x_by_half
+    y_starts, y_entries = y_by_half
     held, sums, seen = np.zeros(cluster.size), np.zeros(sizes.size), np.full(sizes.size, -1)
     all_squared = np.sum(sizes * sizes)
     for i in range(match.size):
@@ -253,21 +253,21 @@ def _add_squares(half, x_by_half, y_by_half, match, r, x, y, cluster, sizes, n, 
         first, last = x_starts[2 * i + half], x_starts[2 * i + half + 1]
         y_first, y_last = y_starts[2 * j + half], y_starts[2 * j + half + 1]
         for entry in range(first, last):
-            scaled = a * np.float64(x_values[entry])
-            held[x_rows[entry]] = scaled
-            sums[cluster[x_rows[entry]]] += scaled * (w - r[i] * z) - r[i] * scaled * scaled / 2
+            scaled, row = a * np.float64(x_entries[entry].value), x_entries[entry].index
+            held[row] = scaled
+            sums[cluster[row]] += scaled * (w - r[i] * z) - r[i] * scaled * scaled / 2
         for entry in range(y_first, y_last):
-            scaled = b * np.float64(y_values[entry])
+            scaled, row = b * np.float64(y_entries[entry].value), y_entries[entry].index
             own = scaled * (z - r[i] * w) - r[i] * scaled * scaled / 2
-            sums[cluster[y_rows[entry]]] += own + scaled * held[y_rows[entry]]
+            sums[cluster[row]] += own + scaled * held[row]
         total, untouched = 0.0, all_squared
-        for rows, start, stop in ((x_rows, first, last), (y_rows, y_first, y_last)):
+        for entries, start, stop in ((x_entries, first, last), (y_entries, y_first, y_last)):
             for entry in range(start, stop):
-                c = cluster[rows[entry]]
+                c = cluster[entries[entry].index]
                 if seen[c] != i:
                     total += (sums[c] + constant * sizes[c]) ** 2
                     untouched -= sizes[c] * sizes[c]
                     sums[c], seen[c] = 0.0, i
         for entry in range(first, last):
-            held[x_rows[entry]] = 0.0
+            held[x_entries[entry].index] = 0.0
         squares[i] += (total + constant * constant * untouched) / (n * n)

@@ -64,7 +64,7 @@ class Held:
         return self.sides[side][number].moments
 
     def stored(self) -> float:
-        source, target = (np.diff(side[-1].codes.by_row[0]).astype(np.float64) for side in self.sides)
+        source, target = (np.diff(side[-1].codes.csr[0]).astype(np.float64) for side in self.sides)
         return float(source @ target)
 
     def matched(self, i: int, j: int) -> tuple[Matched, Matched]:

@@ -31,20 +31,19 @@ Reading = Callable[[], tuple[Iterable[Matrix], ...]]
 @no_type_check
 def add_products(feature, by_feature, by_row, products):
     """products[j] += Σ x_n y_nj over the rows n of one source feature."""
-    source_starts, source_rows, source_values = by_feature
-    starts, features, values = by_row
+    source_starts, source_entries = by_feature
+    starts, entries = by_row
     last = source_starts[feature + 1] - 1
     for entry in range(source_starts[feature], last + 1):
-        ahead = source_rows[min(entry + 6, last)]
+        ahead = source_entries[min(entry + 6, last)].index
         soon = starts[ahead]
-        if soon < values.size:  # the target's rows lie scattered: waiting for them took 1.7 times as long
-            prefetch(features, soon)
-            for line in range(3):
-                prefetch(values, min(soon + 16 * line, values.size - 1))
-        row = source_rows[entry]
-        value = np.float64(source_values[entry])
+        if soon < entries.size:  # the target's rows lie scattered: waiting for them took 1.7 times as long
+            for line in range(4):
+                prefetch(entries, min(soon + 10 * line, entries.size - 1))
+        row = source_entries[entry].index
+        value = np.float64(source_entries[entry].value)
         for other in range(np.uint64(starts[row]), np.uint64(starts[row + 1])):  # no index is negative
-            products[np.uint64(features[other])] += value * values[other]
+            products[np.uint64(entries[other].index)] += value * entries[other].value
 
 
 @compiled(fastmath={"nnan", "nsz", "contract"})

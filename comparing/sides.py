@@ -27,7 +27,7 @@ from plumbing.processes import add_up, team
 from plumbing.progress import Progress
 from samples import Samples, Texts
 
-SIDE_BYTES = 36  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
+SIDE_BYTES = 32  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
 
 
 class Options(NamedTuple):
