@@ -92,7 +92,7 @@ def compared(run: features.Run, other: features.Run, metrics: Sequence[str], sid
         if anywhere(name not in found.scores):
             is_new = True
             own, its = (Layer(one, one.layers[-1]) for one in (run, other))
-            work = functools.partial(older_score, name, own, its, reader, sides.half)
+            work = functools.partial(older_score, name, own, its, reader, sides.half, sides.counted)
             numbers = first_process_says(work, 2)
             for one in found:
                 one.scores[name] = {"last_layer": Score.of(*numbers)}

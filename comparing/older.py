@@ -1,12 +1,12 @@
 """Older scores of the last layers of a pair of runs, the same in both directions, each with its own chance level."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from comparing.codes import Codes, Matrix, as_codes
 from comparing.draws import Cell, Layer, aligned, blocks, chosen_rows, permutation
@@ -29,11 +29,19 @@ class Older(NamedTuple):
 
 
 def older_score(
-    metric: str, source: Layer, target: Layer, reader: Reader, half: UInt8[np.ndarray, " row"]
+    metric: str,
+    source: Layer,
+    target: Layer,
+    reader: Reader,
+    half: UInt8[np.ndarray, " row"],
+    counted: Callable[[Layer], Bool[np.ndarray, " feature"]],
 ) -> Older:
-    """One of results.OLDER; `half` is the half of each row. Error: the sums of all pairs of features do not fit."""
+    """One of results.OLDER; `half` is the half of each row, `counted` tells which of a layer's features count.
+
+    Error: the sums of all pairs of features do not fit.
+    """
     if metric == "soft_matching":
-        return held_out_matching(source, target, reader, half)
+        return held_out_matching(source, target, reader, half, (counted(source), counted(target)))
     if metric == "cka":
         return cka(source, target, reader)
     return knn(source, target) if metric == "knn" else seeds_mcc(source, target)
@@ -60,13 +68,19 @@ def pair_sums(cell: Cell, reader: Reader, rows: Int[np.ndarray, " some"] | None 
 # -------------------------------------------------------------------------------------------- soft matching
 
 
-def held_out_matching(source: Layer, target: Layer, reader: Reader, half: UInt8[np.ndarray, " row"]) -> Older:
-    """`soft_matching` of the live features, planned on one half of the rows and scored on the other: 0 by chance."""
+def held_out_matching(
+    source: Layer,
+    target: Layer,
+    reader: Reader,
+    half: UInt8[np.ndarray, " row"],
+    counted: tuple[Bool[np.ndarray, " source"], Bool[np.ndarray, " target"]],
+) -> Older:
+    """`soft_matching` of the features that count, planned on one half of the rows and scored on the other.
+
+    It is 0 by chance. A rarer feature may be silent on one half, and would not match even itself.
+    """
     halves = [pair_sums(Cell(source, target), reader, np.flatnonzero(half == h)) for h in (0, 1)]
-    live = [
-        np.logical_or(*(getattr(sums, side).total > 0 for sums in halves)) for side in ("source", "target")
-    ]
-    return Older(soft_matching(*(sums.correlations()[np.ix_(*live)] for sums in halves)), 0.0)
+    return Older(soft_matching(*(sums.correlations()[np.ix_(*counted)] for sums in halves)), 0.0)
 
 
 def soft_matching(

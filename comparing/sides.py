@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 import features
 from comparing import draws
@@ -17,7 +18,7 @@ from comparing.codes import Codes, Matrix
 from comparing.draws import Layer, aligned
 from comparing.drivers import Rooted
 from comparing.found import Best, Influence, Matched, Shuffled, nothing
-from comparing.halves import MIN_ACTIVE, Moments, Side
+from comparing.halves import MIN_ACTIVE, Moments, Side, counted
 from comparing.heldout import matched, shuffled, streamed
 from comparing.influence import held_out, influence_of_blocks
 from comparing.passes import PERMUTATIONS, Job
@@ -159,6 +160,10 @@ class Sides:
             total = moments_of(self.blocks(layer), self.half, self.reader.n_features(layer))
             self._moments[_key(layer)] = total
         return self._moments[_key(layer)]
+
+    def counted(self, layer: Layer) -> Bool[np.ndarray, " feature"]:
+        """Which of the layer's features count."""
+        return counted(self.moments(layer), self.options.min_active)
 
     def blocks(
         self, layer: Layer, order: np.ndarray | None = None, pairs: slice = slice(None)

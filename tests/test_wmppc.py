@@ -261,7 +261,17 @@ def test_older_scores_are_those_of_their_formulas(capsys):
     assert np.isnan(found["pw_mcc"]["last_layer"].value), "no seeds of one SAE"
     printed = capsys.readouterr().out
     assert "soft matching, held out" in printed
-    assert "PW-MCC of the decoders - (-)" in printed
+    assert "PW-MCC of the decoders - (chance -)" in printed
+
+
+def test_soft_matching_of_a_run_with_itself_is_1_whatever_is_too_rare_to_count():
+    own = codes(0, 16)
+    own[:, :3] = 0
+    own[[0, 1, 2], [0, 1, 2]] = 1  # three features of a single row each, which is in one half
+    for name in "AB":
+        make_run(name, {"layer0": own})
+    found = wmppc.main(["--source", "A", "--target", "B", "--metrics", "wmppc", "soft_matching"])[0]
+    assert found.scores["soft_matching"]["last_layer"].value == pytest.approx(1)
 
 
 def test_two_seeds_of_an_sae_are_matched_by_their_decoders():
