@@ -16,8 +16,10 @@ MARK = Path("data") / "meta.js"  # a folder that holds it is an explorer
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, which it becomes; what a killed process left of one is cleared away.
 
-    Error: the folder holds something else than an explorer, which is not deleted.
+    A link stays, and the folder that it names is replaced. Error: the folder holds something else than an explorer,
+    which is not deleted.
     """
+    folder = Path(os.path.realpath(folder))
     _check(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _recover(folder)

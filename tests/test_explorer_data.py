@@ -122,6 +122,19 @@ def test_a_folder_is_replaced_whole_and_what_a_kill_left_is_put_back(tmp_path):
         pass
 
 
+def test_a_link_stays_and_the_folder_that_it_names_is_replaced(tmp_path):
+    """It may lead to another disk."""
+    real, link = tmp_path / "disk" / "explorer", tmp_path / "explorer"
+    (real / "data").mkdir(parents=True)
+    (real / "data" / "meta.js").write_text("old")
+    link.symlink_to(real)
+    with replacing_folder(link) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert link.is_symlink()
+    assert [file.name for file in real.iterdir()] == ["new.txt"]
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with three runs of 240 samples: B's feature 0 is A's 2; T is of text; and A's explorer."""
