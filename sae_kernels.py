@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
-from plumbing.compiled import compiled, prefetch
+from plumbing.compiled import compiled
 from plumbing.threads import share_out
 
 
@@ -74,13 +74,11 @@ class SumByLatent:
     """
 
     def __init__(self, latents: Int[torch.Tensor, "token k"], d_sae: int):
-        self.n_tokens = len(latents)
+        self.n_tokens, self.d_sae, self.latents = len(latents), d_sae, latents.flatten()
         if latents.is_cpu:
-            self.order, self.starts = map(
-                torch.from_numpy, _order_by_latent(latents.flatten().numpy(), d_sae)
-            )
+            self.order, self.starts = map(torch.from_numpy, _order_by_latent(self.latents.numpy(), d_sae))
         else:
-            in_order, self.order = latents.flatten().sort(stable=True)
+            in_order, self.order = self.latents.sort(stable=True)
             self.starts = torch.searchsorted(in_order, torch.arange(d_sae, device=latents.device))
         self.tokens = self.order // latents.shape[1]
 
@@ -88,6 +86,8 @@ class SumByLatent:
         self, weights: Float[torch.Tensor, "token k"], rows: Float[torch.Tensor, "token d_in"] | None = None
     ) -> Float[torch.Tensor, "d_sae ..."]:
         """Each latent's weighted sum of rows: [d_sae, d_in]; without rows its sum of weights: [d_sae]."""
+        if rows is None and weights.is_cpu:  # where index_add_ adds in order
+            return weights.new_zeros(self.d_sae).index_add_(0, self.latents, weights.flatten())
         if rows is None:
             return self(weights, weights.new_ones(self.n_tokens, 1))[:, 0]
         weights = weights.flatten()[self.order]
@@ -167,7 +167,7 @@ def adam_by_latent(
     by_row = (active.starts, ends, places, weights, exp_avg, exp_avg_sq)
     sources = (active.tokens, gradient.weights.flatten()[active.order], gradient.rows, gradient.added)
     shared = (*(tensor.detach().numpy() for tensor in sources), rates, unit_norm)
-    share_out(_adam_by_latent, *(tensor.detach().numpy() for tensor in by_row), shared=shared)
+    share_out(_adam_by_latent, *(tensor.detach().numpy() for tensor in by_row), shared=shared, height=128)
 
 
 @compiled(fastmath={"reassoc", "contract"})
@@ -175,15 +175,13 @@ def adam_by_latent(
 def _adam_by_latent(
     starts, ends, places, weights, exp_avg, exp_avg_sq, tokens, factors, rows, added, rates, unit_norm
 ):
-    """`adam_by_latent` of some latents; what is read next is fetched ahead."""
+    """`adam_by_latent` of some latents. (Fetching ahead what is read next made it slower.)"""
     gradients = np.empty((1, weights.shape[1]), np.float32)
-    gradient, last = gradients[0], len(tokens) - 1
+    gradient = gradients[0]
     for i in range(weights.shape[0]):
         gradient[:] = 0
         for pair in range(starts[i], ends[i]):
-            factor, row, later = factors[pair], rows[tokens[pair]], rows[tokens[min(pair + 2, last)]]
-            for j in range(0, row.shape[0], 16):
-                prefetch(later, j)
+            factor, row = factors[pair], rows[tokens[pair]]
             for j in range(row.shape[0]):
                 gradient[j] += factor * row[j]
         if places[i] >= 0:
