@@ -21,7 +21,8 @@ from plumbing.files import make_folder, replacing, write_text
 from plumbing.processes import add_up
 from plumbing.threads import share_out
 from sae_kernels import RowGradients, SumByLatent, _subtract_projections, error_and_products
-from topk import keep_largest, largest, largest_products, linear
+from screening import largest_products
+from topk import keep_largest, largest, linear
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 

@@ -8,7 +8,7 @@ original does: autograd over dense codes and torch.optim.Adam as it comes, here 
 is timed with one SAE, and with twelve that take their steps one after another, as in a run of twelve layers. The repeats
 are interleaved and their medians compared, since other programs come and go. "The product" is the encoder's in float32,
 as torch.addmm makes it or as oneDNN does, whichever is faster. Ours makes it in bfloat16 to rule latents out, where the
-CPU is faster at that, and the rest in float32 (topk.py).
+CPU is faster at that, and the rest in float32 (screening.py).
 
 The limit of a step with a float32 product is beside its target: the product, and each weight and moment read and
 written once, at the rate of a triad (a = b + c) over arrays that no cache holds.
@@ -116,10 +116,10 @@ def without_screening(step):
     """A step as on a CPU that is not faster in bfloat16."""
     from unittest import mock
 
-    import topk
+    import screening
 
     def run():
-        with mock.patch.object(topk, "screening_pays", return_value=False):
+        with mock.patch.object(screening, "screening_pays", return_value=False):
             step()
 
     return run

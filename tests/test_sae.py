@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import sae as sae_module
-import topk
+import screening
 from plumbing.errors import UserError
 from plumbing.threads import share_out
 from sae import TENSORS, TopKSAE
 from sae_kernels import SumByLatent
-from topk import keep_largest, largest, linear, rounded, screened
+from screening import rounded, screened
+from topk import keep_largest, largest, linear
 
 
 def random_sae(d_in=12, d_sae=40, k=4, seed=0, dtype=torch.float32):
@@ -118,13 +119,13 @@ def tokens_and_latents(d_in=64, d_sae=700, n=90):
 def by_product(monkeypatch):
     """The numbers of tokens that the float32 product has been made for."""
     counts = []
-    monkeypatch.setattr(topk, "linear", lambda *args: counts.append(len(args[0])) or linear(*args))
+    monkeypatch.setattr(screening, "linear", lambda *args: counts.append(len(args[0])) or linear(*args))
     return counts
 
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_screened_codes_are_those_of_the_whole_product(block, by_product, monkeypatch):
-    monkeypatch.setattr(topk, "SCREENED_TOKENS", block)
+    monkeypatch.setattr(screening, "SCREENED_TOKENS", block)
     x, rows, bias = tokens_and_latents()
     values, latents = screened(x, rows, bias, 5)
     assert by_product == [2]  # those that are not finite
@@ -133,10 +134,24 @@ def test_screened_codes_are_those_of_the_whole_product(block, by_product, monkey
     assert torch.equal(latents[:-2].sort(1).values, expected.indices.sort(1).values)
 
 
+def test_entries_that_bfloat16_makes_negative_are_not_ruled_out():
+    """The k-th largest is just above zero, closer than bfloat16 tells, and most chunks have no positive entry."""
+    x, rows, _ = tokens_and_latents()
+    products, below_zero = x[:80].double() @ rows.double().T, 0
+    for token, exact in enumerate(products):
+        bias = (1e-4 * exact.abs().max() - exact.topk(5).values[-1]).float().expand(700)
+        expected = exact.topk(5).indices
+        rounded_ones = x[token].bfloat16().double() @ rows.bfloat16().double().T
+        below_zero += bool((rounded_ones[expected] + bias[expected] < 0).any())
+        found = screened(x[token : token + 1], rows, bias.contiguous(), 5)[1]
+        assert set(found[0].tolist()) == set(expected.tolist())
+    assert below_zero > 10
+
+
 def test_tokens_that_screening_cannot_help_take_the_product(by_product):
-    x, rows, bias = (part[:60] for part in tokens_and_latents())
+    x, rows, bias = (part[:n] for part, n in zip(tokens_and_latents(), (60, 100, 100), strict=True))
     none_positive = screened(x, rows, bias - 1e7, 5)
-    all_equal = screened(x, rows[:1].expand(60, -1).contiguous(), bias * 0 + 1e7, 5)
+    all_equal = screened(x, rows[:1].expand(100, -1).contiguous(), bias * 0 + 1e7, 5)
     assert by_product == [60, 60]
     assert not none_positive[0].any()
     assert all(len(set(row)) == 5 for row in none_positive[1].tolist())
@@ -285,7 +300,7 @@ def test_more_tokens_than_a_block_make_no_difference(monkeypatch):
     sae, x = random_sae(), tokens(60, 12)
     whole = fast_step(sae, x)
     expected = gradients(sae)
-    monkeypatch.setattr(topk, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(screening, "BLOCK_TOKENS", 7)
     assert torch.equal(fast_step(sae, x).fired, whole.fired)
     assert_close_gradients(gradients(sae), expected, 1e-6)
 
