@@ -19,6 +19,7 @@ from showing.browsed import Beside, Browsed, beside
 from showing.explored import Json, Told, records, table
 from showing.explorer_meta import CAPTION_CHUNK, CHUNK, meta
 from showing.labels import Label, Partner
+from showing.lettering import id_beside
 from showing.names import Named
 from showing.page import write_page
 from showing.places import Places, check, places
@@ -199,11 +200,14 @@ def rows_of(record: dict[str, Any]) -> set[int]:
 
 
 def write_captions(pairs: Pairs, folder: Path):
-    """The first caption of every row, cut where it is very long."""
+    """The first caption of every row, cut where it is very long; [caption, id] where the id is another number."""
     for number, start in enumerate(range(0, len(pairs), CAPTION_CHUNK)):
-        rows = range(start, min(start + CAPTION_CHUNK, len(pairs)))
-        texts = [text if len(text) <= LETTERS else f"{text[:LETTERS]}…" for text in map(pairs.caption, rows)]
-        put(folder / f"{number:03d}.js", f"captions/{number}", texts)
+        told: list[str | list[str]] = []
+        for row, sample in enumerate(pairs.samples[start : start + CAPTION_CHUNK], start):
+            text, name = sample.caption, id_beside(row, sample.id)
+            text = text if len(text) <= LETTERS else f"{text[:LETTERS]}…"
+            told.append([text, name] if name else text)
+        put(folder / f"{number:03d}.js", f"captions/{number}", told)
 
 
 def of_groups(explorer: Explorer, shared: Sharedness | None) -> Json | None:

@@ -78,3 +78,8 @@ def cut(text: str, style: Style, width: int) -> str:
         return text
     fitting = [end for end in range(len(text[:200])) if style.font.getlength(f"{text[:end]}…") <= width]
     return f"{text[: fitting[-1]]}…"
+
+
+def id_beside(row: int, name: str) -> str:
+    """A sample's id where it is another number than its row and could be taken for that: then both are shown; or ""."""
+    return name if name.isdecimal() and int(name) != row else ""

@@ -21,7 +21,7 @@ from plumbing.errors import UserError
 from plumbing.progress import Progress
 from samples import Samples
 from showing import thumbnails
-from showing.lettering import BIG, BOLD, FINE, PLAIN, cut, wrapped, write
+from showing.lettering import BIG, BOLD, FINE, PLAIN, cut, id_beside, wrapped, write
 
 HIGHEST, HIGHEST_COLUMNS = 9, 3  # samples on a feature's sheet
 CONTACT, CONTACT_COLUMNS, CONTACT_SIDE = 30, 6, 224  # pictures on a data set's, and pixels of a square
@@ -103,7 +103,9 @@ class Sheets(NamedTuple):
     def draw(self, found: Highest) -> Image.Image:
         """A feature's sheet."""
         cells = [
-            Cell(self.picture(row), f"{activation:#.3g}", f"row {row}", self.samples.captions[row])
+            Cell(
+                self.picture(row), f"{activation:#.3g}", numbered(self.pairs, row), self.samples.captions[row]
+            )
             for row, activation in zip(found.rows.tolist(), found.activations.tolist(), strict=True)
         ]
         share = f"active on {found.count:,} of {self.run.n_samples:,} samples ({found.count / self.run.n_samples:.2%})"
@@ -117,6 +119,12 @@ class Sheets(NamedTuple):
         if self.pairs.samples[row].side != "image":
             return None
         return self.small.picture(row) or tile(self.small.side)
+
+
+def numbered(pairs: Pairs, row: int) -> str:
+    """What a sample is called: its row, from 0 on, and its id where that is a number too."""
+    name = id_beside(row, pairs.samples[row].id)
+    return f"row {row}, id {name}" if name else f"row {row}"
 
 
 def titled(feature: int, names: Mapping[int, str]) -> str:
@@ -165,7 +173,8 @@ def contact_sheet(pairs: Pairs) -> Image.Image:
     pictured = [row for row, sample in enumerate(pairs.samples) if sample.side == "image"]
     rows = pictured[:: math.ceil(len(pictured) / CONTACT)]
     cells = [
-        Cell(thumbnails.small(pairs, row, CONTACT_SIDE), f"row {row}", "", pairs.caption(row)) for row in rows
+        Cell(thumbnails.small(pairs, row, CONTACT_SIDE), numbered(pairs, row), "", pairs.caption(row))
+        for row in rows
     ]
     return draw(pairs.name, f"{len(pairs):,} rows", cells, CONTACT_COLUMNS, CONTACT_SIDE)
 

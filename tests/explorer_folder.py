@@ -50,7 +50,8 @@ def write_folder(
             file = folder / "data" / f"{slug}-{LAYER}" / f"f{start // CHUNK:03d}.js"
             put(file, f"features/{slug}/{LAYER}/{start // CHUNK}", found)
     for start in range(0, samples, CAPTIONS):
-        texts = [spice(caption(row)) for row in range(start, min(start + CAPTIONS, samples))]
+        rows = range(start, min(start + CAPTIONS, samples))
+        texts = [[spice(caption(row)), str(row + 1)] if row % 2 == 0 else spice(caption(row)) for row in rows]
         put(
             folder / "data" / "captions" / f"{start // CAPTIONS:03d}.js",
             f"captions/{start // CAPTIONS}",

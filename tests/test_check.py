@@ -143,7 +143,7 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
     assert json.loads(report.read_text()) == json.loads(json.dumps(held))
     assert "b.png: the file is empty" in out
     assert "give every run --skip_unreadable" in out
-    assert "looking for unreadable items" in err
+    assert "birds: 1 unreadable items are left out" in err
     tile = np.asarray(Image.open(sheet).convert("RGB"))[sheets.TITLE :, : sheets.GAP + sheets.CONTACT_SIDE]
     tile = tile[: sheets.CONTACT_SIDE]
     assert tile.std() > 20  # the picture is there

@@ -17,10 +17,12 @@ from comparing import compare
 from comparing.per_feature import in_last_layers
 from plumbing.commandline import without_folders
 from plumbing.errors import UserError
-from showing.explorer_data import slugs
+from showing import sheets
+from showing.explorer_data import slugs, write_captions
 from showing.replaced import replacing_folder
 from showing.samples import samples
 from showing.strips import Columns, strips
+from sources.opened import Sample
 
 ROWS = 240
 HOSTILE = ["</script><script>fired()</script>", "כלב שחור", "word " * 2000]
@@ -244,3 +246,12 @@ def test_captions_are_cut_and_thumbnails_are_there(world):
     assert captions[2] == HOSTILE[2][:300] + "…"
     assert not (world / "thumbs" / "000" / "000001.jpg").exists()
     assert (world / "thumbs" / "000" / "000002.jpg").stat().st_size > 100
+
+
+def test_an_id_that_could_be_taken_for_the_row_stands_beside_it(tmp_path):
+    names = ["1", "000001", "b.png"]
+    rows = [Sample(name, "", [f"caption {name}"], row) for row, name in enumerate(names)]
+    pairs = data.Pairs("numbered", rows, str)
+    write_captions(pairs, tmp_path)
+    assert put_values(tmp_path / "000.js")[1] == [["caption 1", "1"], "caption 000001", "caption b.png"]
+    assert [sheets.numbered(pairs, row) for row in range(3)] == ["row 0, id 1", "row 1", "row 2"]

@@ -154,6 +154,9 @@ def test_a_feature_shows_its_samples_bands_words_and_relatives(visit):
     assert top.count() == 24
     page.wait_for_function("document.querySelector('.top img').alt.includes('ground')")
     assert [image.get_attribute("alt") for image in top.all()[:2]] == [caption(50), caption(51)]
+    heads = page.locator(".top .tile .faint").all_inner_texts()
+    assert ["id" in head for head in heads[:2]] == [True, False]
+    assert "row\u00a050, id\u00a051" in heads[0]
     assert page.locator(".band h3").all_inner_texts() == [
         "silent", "lowest fifth", "second", "third", "fourth", "highest fifth",
     ]  # fmt: skip

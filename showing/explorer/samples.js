@@ -21,11 +21,11 @@
     });
   }
 
-  /* The caption of a row, when its file has come; "" where it does not. */
+  /* The [caption, id] of a row, when its file has come; the id only where it is another number than the row. */
   async function caption(row) {
     const size = explorer.meta.caption_chunk;
     await painted();
-    return explorer.load(`captions/${Math.floor(row / size)}`).then((all) => all[row % size] || "", () => "");
+    return explorer.load(`captions/${Math.floor(row / size)}`).then((all) => [all[row % size] || ""].flat(), () => [""]);
   }
 
   function blank(row, words) {
@@ -54,8 +54,10 @@
   explorer.tile = (row, head, spot) => {
     const text = el("span", { class: "caption", dir: "auto" });
     const shown = shownOf(row, spot);
-    const words = el("figcaption", null, el("span", { class: "faint block" }, head), text);
-    caption(row).then((found) => {
+    const numbers = el("span", { class: "faint block" }, head);
+    const words = el("figcaption", null, numbers, text);
+    caption(row).then(([found, id]) => {
+      if (id) numbers.append(`, id\u00a0${id}`);
       text.textContent = cut(found);
       const image = shown && shown.querySelector("img");
       if (image && found) image.alt = cut(found);
