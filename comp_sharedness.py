@@ -31,7 +31,7 @@ def main(argv=None) -> Sharedness:
     if arguments.cluster:
         from comparing.clusters import read_clusters  # it imports numba
 
-        own = read_clusters(arguments.cluster, source.samples().ids)
+        own = tuple(read_clusters(arguments.cluster, source.samples().ids))
     limits = arguments.present, arguments.absent
     shared = sharedness(source, min_group, max_group, arguments.layer, *limits, own)
     if processes.team().rank == 0:

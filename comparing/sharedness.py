@@ -1,6 +1,6 @@
 """Comparative Sharedness: which features of one run all runs of a group have, and no run of another group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import features
 from comparing.scores import comparative_sharedness
 
 if TYPE_CHECKING:
+    from comparing.per_feature import Presence
     from comparing.sides import Sides
 
 PRESENT, ABSENT = 0.3, 0.2  # held-out r that a feature surely has in all of G, and surely has not in any of H
@@ -66,13 +67,12 @@ def sharedness(
     layer: int = -1,
     present: float = PRESENT,
     absent: float = ABSENT,
-    own: Sequence[str] | None = None,
+    own: tuple[str, ...] | None = None,
 ) -> Sharedness:
     """Delta_i(M -> G, H) of every feature i of a run M: high where all runs of `min_group` G have it, and none of
     `max_group` H. `layer` is the same number in every run; negative ones count from the end.
 
-    `present` and `absent`: the held-out correlation that a feature surely has, or surely has not, to be called so.
-    `own`: the user's cluster of each row.
+    `present` and `absent`: the held-out r that a feature surely has, or has not; `own`: the user's cluster of each row.
     """
     features.check_aligned([run, *min_group, *max_group])
 
@@ -86,12 +86,12 @@ def sharedness(
     seed = other_seed(run)
     others = {other.name: other for other in (*min_group, *max_group)}
     everyone = others | ({seed.name: seed} if seed is not None else {})
-    options = DEFAULTS._replace(own=tuple(own) if own else None)
-    source, sides = Layer(run, run.layer(layer)), Sides([run, *everyone.values()], Reader(), options)
+    source, options = Layer(run, run.layer(layer)), DEFAULTS._replace(own=own)
+    sides = Sides([run, *everyone.values()], Reader(), options)
     targets = {name: Layer(other, other.layer(layer)) for name, other in everyone.items()}
     found = presences(source, targets, sides)
-    moments = sides.moments(source)
-    total, enough = moments.total.sum(0), tellable(moments, sides.options.min_active)
+    total = sides.moments(source).total.sum(0)
+    enough = tellable(sides.moments(source), options.min_active)
     G, H = [other.name for other in min_group], [other.name for other in max_group]
     rho = {name: found[name].rho for name in others}
     delta = comparative_sharedness(table(rho, G), table(rho, H), total)
@@ -100,9 +100,13 @@ def sharedness(
     if why := too_little([run, *others.values()], active, sides):
         note(f"{why}: no statuses, ranked by Delta alone")
         return in_order(bare, np.argsort(-delta, kind="stable"))
+    return by_status(with_held_out(bare, found, seed), enough, present, absent)
+
+
+def with_held_out(bare: Sharedness, found: Mapping[str, "Presence"], seed: features.Run | None) -> Sharedness:
+    """The same with each run's held-out correlations and their errors; `seed`: the source's other seed."""
     held, errors = ({name: one[at] for name, one in found.items()} for at in (0, 1))
-    bare = bare._replace(held_out=held, error=errors, other_seed=None if seed is None else seed.name)
-    return by_status(bare, enough, present, absent)
+    return bare._replace(held_out=held, error=errors, other_seed=None if seed is None else seed.name)
 
 
 def too_little(runs: Sequence[features.Run], active: dict[str, bool], sides: "Sides") -> str:
