@@ -17,6 +17,7 @@ from encoders.hub import foreign_errors
 from encoders.inputs import Inputs, Item, sample_item
 from encoders.wrapper import Activations, WrappedModel, n_items
 from plumbing.errors import UserError, first_line
+from plumbing.threads import float32_products
 
 OTHER_BLOCKS = "name other blocks with --blocks, or choose another encoder"
 
@@ -26,6 +27,8 @@ OTHER_PRECISION = "type --encoder_precision bfloat16, whose numbers may be large
 
 # The most that other items of the batch may change a recorded token, relative to its norm, by the encoder's precision.
 SAME = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+SAME_TOKEN = 1e-6  # tokens that differ by less than this share of their norm are the same but for rounding
 
 UNKNOWN = 0.5  # above this share of unknown tokens, the tokenizer does not fit the captions
 
@@ -42,9 +45,10 @@ class Rows(Protocol):
 def self_test(encoder: WrappedModel, items: list[Item], layers: list[int]):
     """Run one item alone and beside another, and refuse an encoder whose recorded tokens cannot be trusted.
 
+    In whole float32: in TF32 a GPU's kernels, which differ with the size of a batch, would differ by as much as `SAME`.
     Error: it says what is wrong and what could be done.
     """
-    with runs(encoder.checkpoint):
+    with float32_products("highest"), runs(encoder.checkpoint):
         batches = [
             encoder.collate([encoder.preprocess(item) for item in chosen]) for chosen in (items[:1], items)
         ]
@@ -131,7 +135,7 @@ def faults_of_token(encoder: WrappedModel, items: list[Item], found: Activations
         yield "the first token of its blocks is not its CLS token, which does not pass through them; add --token mean"
     for layer in found.layers if len(items) > 1 else ():
         one, other = recorded(found, layer)
-        if (one - other).norm() <= 1e-6 * one.norm():
+        if (one - other).norm() <= SAME_TOKEN * one.norm():
             yield f"two different items have the same recorded token in layer {layer}; add --token mean"
 
 
@@ -139,7 +143,10 @@ def has_cls(encoder: WrappedModel, item: Item) -> bool:
     """Whether an item and its opposite go into the first block with the same first token, as a CLS is."""
     batch = encoder.collate([encoder.preprocess(each) for each in (item, opposite(item))])
     tokens = first_input(encoder, batch)
-    return tokens is not None and bool((tokens[0, 0] == tokens[1, 0]).all())
+    if tokens is None:
+        return False
+    one, other = tokens[:, 0].float()
+    return bool((one - other).norm() <= SAME_TOKEN * one.norm())
 
 
 def first_input(encoder: WrappedModel, batch: Inputs) -> Float[Tensor, "sample token d_in"] | None:

@@ -75,13 +75,15 @@ def equal_ranges(costs: "np.ndarray", first: int = 0, each: int = 16) -> list[tu
 def float32_products(precision: str) -> Iterator[None]:
     """torch's float32 products at a precision: "highest", or "high" (TF32 where a GPU has it, three decimals).
 
-    What else runs in this process keeps its own setting.
+    Convolutions too, which by torch's default are in TF32. What else runs in this process keeps its own settings.
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

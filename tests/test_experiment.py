@@ -9,8 +9,10 @@ from children import content
 from small_world import SmallEncoder, SmallPairs
 
 import features
+from encoders import self_test
 from plumbing import processes
 from plumbing.errors import UserError
+from plumbing.threads import float32_products
 from training import experiment
 from training.unfinished import release_locks
 
@@ -101,7 +103,7 @@ def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train):
 
     class Looking(SmallEncoder):
         def activations(self, *args):
-            seen.append(torch.get_float32_matmul_precision())
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
             return super().activations(*args)
 
     for before in ("highest", "high"):
@@ -113,7 +115,24 @@ def test_tf32_is_for_the_products_of_a_run_and_not_for_the_process(train):
         finally:
             torch.set_float32_matmul_precision("highest")
             release_locks()
-    assert set(seen) == {"high"}
+    assert set(seen) == {("high", True)}
+
+
+def test_an_encoder_is_tested_in_whole_float32(monkeypatch):
+    """A GPU's kernels differ with the size of a batch, in TF32 by as much as the self-test allows an encoder."""
+    encoder, seen, activations = SmallEncoder(), [], SmallEncoder.activations
+
+    def looking(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return activations(encoder, *arguments)
+
+    monkeypatch.setattr(encoder, "activations", looking)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with float32_products("high"):
+        self_test.self_test(encoder, ["1", "2"], [0])
+        assert torch.backends.cudnn.allow_tf32
+    assert seen == [("highest", False)] * 2
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
 def test_fewer_samples_than_processes_are_refused(train, monkeypatch):
