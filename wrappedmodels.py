@@ -155,7 +155,7 @@ def build(
     file, function = row.loader.split(".")
     loader = getattr(importlib.import_module(f"encoders.{file}"), function)
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
+        torch.default_generator.manual_seed(seed or 0)  # torch.manual_seed would seed the GPUs' too
         parts = loader(checkpoint, row, seed)
     own = row.token or parts.token
     row = row._replace(blocks=row.blocks or parts.blocks, token=own if token == "own" else token)

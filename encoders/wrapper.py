@@ -214,9 +214,15 @@ def n_items(batch: Inputs) -> int:
 
 
 def on_device(tower: nn.Module, device: str) -> nn.Module:
-    """Move a module to a device. UserError: no such device, or too little memory on it."""
+    """Move a module to a device. UserError: no such device, too little memory on it, or a kind without float64 (mps)."""
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("sums are in float64 here, which not all kinds of devices have")
         return tower.to(device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--device {device!r} has too little memory for this encoder: free some, name another GPU, or type cpu"
+        ) from error
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {device!r} cannot be used ({first_line(error)}); type cpu or cuda"

@@ -826,6 +826,20 @@ def test_a_file_that_was_cut_short_is_named_as_such(hub, tmp_path):
 def test_a_device_that_is_not_there_is_refused():
     assert complaint("ViT", device="cuda:99").startswith("--device 'cuda:99' cannot be used (")
     assert complaint("ViT", device="gpu").endswith("; type cpu or cuda")
+    assert complaint("ViT", device="meta").endswith("which not all kinds of devices have); type cpu or cuda")
+
+
+def test_an_encoder_that_a_gpu_has_no_room_for_is_refused(monkeypatch):
+    def full(module, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    assert "too little memory for this encoder" in complaint("DemoViT", device="cuda")
+
+
+def test_drawing_weights_leaves_the_gpus_random_numbers_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
+    wrappedmodels.load("DemoRandomVision")
 
 
 # ---------------------------------------------------------------------------------------------------------
