@@ -170,8 +170,10 @@ def own_device(asked: str | None) -> str:
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cuda(:\d+)?", asked):
+    if asked == "cpu":
         return asked
+    if not re.fullmatch(r"cuda(:\d+)?", asked):
+        raise UserError(f"--device {asked}: type cpu, cuda, or cuda:0, cuda:1, … for one of several GPUs")
     number = asked.removeprefix("cuda").removeprefix(":")
     if number and count > 1:
         raise UserError(

@@ -195,6 +195,7 @@ def test_the_division_that_sends_less_is_taken_where_there_is_an_sae_for_each_pr
         ("cuda", 3, 2, 2, "GPU 2 is asked for, of 2: start 2 processes"),
         ("cuda:5", 1, 0, 2, "GPU 5 is asked for, of 2: type cuda:0 to cuda:1"),
         ("cuda", 1, 0, 0, "no GPU can be used here; type --device cpu"),
+        ("mps", 1, 0, 0, "--device mps: type cpu, cuda, or cuda:0"),
     ],
 )
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
