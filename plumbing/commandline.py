@@ -1,6 +1,7 @@
 """The command line: argument types, and how every script reports a user's mistake."""
 
 import argparse
+import atexit
 import functools
 import itertools
 import os
@@ -107,8 +108,19 @@ def script(main):
             if not close_broken_pipes():
                 raise
             raise SystemExit(141) from None  # 128 + SIGPIPE, as the shell reports it
+        except BaseException:
+            leave_at_once()
+            raise
 
     return wrapped
+
+
+def leave_at_once():
+    """Let a process of several that has failed exit without a farewell: of NCCL's the others have to take part in it,
+    who may be waiting for what this one was to send.
+    """
+    if torch := sys.modules.get("torch"):
+        atexit.unregister(torch.distributed.destroy_process_group)
 
 
 def explained(main, argv):

@@ -1,6 +1,7 @@
 """wmppc.py against an independent dense computation and hand-made runs."""
 
 import atexit
+import contextlib
 import csv
 import itertools
 import json
@@ -27,7 +28,7 @@ import wmppc
 from comparing import comparison, draws, older, results
 from comparing import reader as reader_module
 from comparing.clusters import clusters, permutation
-from plumbing import processes
+from plumbing import commandline, processes
 from plumbing.errors import UserError
 from showing import figures
 
@@ -615,3 +616,19 @@ def test_more_processes_than_gpus_take_turns_at_them(monkeypatch):
     assert processes.team.__wrapped__() == (2, 3)
     # NCCL refuses two processes on one GPU; and all may wait long for one that reads or writes.
     assert said == [0, ("cpu:gloo,cuda:nccl", 12 * 3600)]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_process_that_fails_does_not_wait_for_the_others(fails, monkeypatch):
+    """NCCL's farewell is for all of a machine's processes, of which some may wait for this one."""
+    farewells = [torch.distributed.destroy_process_group]
+    monkeypatch.setattr(atexit, "unregister", farewells.remove)
+
+    @commandline.script
+    def main(argv=None):
+        if fails:
+            raise UserError("the GPU is out of memory")
+
+    with pytest.raises(SystemExit) if fails else contextlib.nullcontext():
+        main()
+    assert len(farewells) == (not fails)
