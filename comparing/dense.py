@@ -15,8 +15,6 @@ from plumbing.threads import equal_ranges, float32_products, in_parallel
 
 GEMM_ADVANTAGE = 60  # multiply-adds of a matrix product in the time of one of the sparse loop, on 2 cores
 
-CUDA_ADVANTAGE = 10_000  # the same with the product on a GPU
-
 DENSE_SHARE = 0.25  # of entries above 0 on both sides, from which products are float32: TopK codes have fewer
 
 PRODUCT_FEATURES = 1024  # source features of one matrix product: bounds the memory of its result
@@ -26,13 +24,13 @@ def prefers_gemm(source: Codes, target: Codes) -> bool:
     """Whether a matrix product is cheaper than visiting every pair of stored entries of a row."""
     dense = source.n_rows * source.n_features * target.n_features
     pairs = source.stored * target.stored / max(source.n_rows, 1)
-    return pairs * (CUDA_ADVANTAGE if cuda() else GEMM_ADVANTAGE) > dense
+    return pairs * GEMM_ADVANTAGE > dense
 
 
 @functools.cache
 def cuda() -> ModuleType | None:
     """torch where a CUDA device can be used, else None; torch is not imported where there is no driver."""
-    if not os.path.exists("/dev/nvidia0"):
+    if not os.path.exists("/dev/nvidiactl"):
         return None
     import torch
 
