@@ -18,6 +18,12 @@ from data_files import drawing, members, write_folder, write_shard
 from jaxtyping import install_import_hook
 
 
+def pytest_configure(config):
+    """Hide the machine's GPUs, which scripts would take, so that all numbers are a CPU's; `-m gpu` shows them."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 

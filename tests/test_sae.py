@@ -509,11 +509,12 @@ def test_folding_a_standardiser_gives_the_sae_of_the_raw_activations():
 def test_the_step_on_cuda_has_the_gradients_of_autograd_and_never_waits(kind):
     sae, x = random_sae(96, 384, 16).cuda(), tokens(300, 96).cuda()
     dead = dead_latents(kind, 384)
-    _, expected, _, found = plain_and_fast(sae, x, None if dead is None else dead.cuda(), k_aux=5)
+    dead = None if dead is None else dead.cuda()
+    _, expected, _, found = plain_and_fast(sae, x, dead, k_aux=5)
     assert_close_gradients(found, expected, 1e-5)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fast_step(sae, x, None if dead is None else dead.cuda(), precision="bfloat16")
+        fast_step(sae, x, dead, precision="bfloat16", most_dead=64)
         sae.remove_parallel_gradient()
         sae.normalize_decoder()
     finally:
