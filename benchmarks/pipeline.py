@@ -57,7 +57,11 @@ def main(argv=None) -> dict[str, float]:
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--only", choices=("train_image", "train_text"))
     parser.add_argument("--workers", default="0", help="of ours; the plain loop decodes in its own process")
+    parser.add_argument("--device", help="of both; by default a GPU where there is one")
     arguments = parser.parse_args(argv)
+    from plumbing.processes import own_device
+
+    arguments.device = own_device(arguments.device)
     import train_image
     import train_text
 
@@ -100,8 +104,8 @@ def interleaved(stage, model: str, arguments) -> tuple[float, float]:
     """Samples per second of the plain loop and of ours, taken in turn."""
     plain, ours = [], []
     for _ in range(arguments.repeats):
-        plain.append(arguments.samples / seconds(lambda: plain_loop(model)))
-        ours.append(arguments.samples / seconds(lambda: our_script(stage, model, arguments.workers)))
+        plain.append(arguments.samples / seconds(lambda: plain_loop(model, arguments.device)))
+        ours.append(arguments.samples / seconds(lambda: our_script(stage, model, arguments)))
     return statistics.median(plain), statistics.median(ours)
 
 
@@ -112,24 +116,25 @@ def seconds(run) -> float:
     return time.perf_counter() - began
 
 
-def our_script(stage, model: str, workers: str):
+def our_script(stage, model: str, arguments):
     """The whole of a train script."""
     words = (
         f"--model {model} --checkpoint {CHECKPOINT} --random_weights 0 --dataset folder --data_root pictures"
     )
-    words += f" --top_k {TOP_K} --expansion_factor {EXPANSION} --batch_size {BATCH} --workers {workers} --overwrite"
+    words += f" --top_k {TOP_K} --expansion_factor {EXPANSION} --batch_size {BATCH} --overwrite"
+    words += f" --workers {arguments.workers} --device {arguments.device}"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         stage.main([*words.split(), "--layers", "all", "--runname", "ours"])
 
 
-def plain_loop(model: str):
+def plain_loop(model: str, device: str):
     """Train and record as the original does."""
     import torch
 
     import data
     import wrappedmodels
 
-    encoder = wrappedmodels.load(model, CHECKPOINT, random_weights=0)
+    encoder = wrappedmodels.load(model, CHECKPOINT, random_weights=0, device=device)
     pairs = data.open_pairs("folder", "pictures")
     forward = plain_text(encoder) if encoder.modality == "text" else plain_image(encoder)
     items = [lambda row=row: pairs.items(row, encoder.modality)[0] for row in range(len(pairs))]
@@ -137,11 +142,11 @@ def plain_loop(model: str):
     saes = {}
     for batch in batches:
         for layer, activations in forward([item() for item in batch]).items():
-            sae, optimizer = saes.get(layer) or saes.setdefault(layer, plain_sae(activations.shape[-1]))
+            sae, optimizer = saes.get(layer) or saes.setdefault(layer, plain_sae(activations))
             optimizer.zero_grad()
             x = activations.flatten(0, 1)
             values, latents = torch.relu((x - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"]).topk(TOP_K)
-            feature_acts = torch.zeros(len(x), len(sae["b_enc"])).scatter(1, latents, values)
+            feature_acts = x.new_zeros(len(x), len(sae["b_enc"])).scatter(1, latents, values)
             loss = (x - feature_acts @ sae["W_dec"] - sae["b_dec"]).square().mean()
             loss.backward()
             optimizer.step()
@@ -151,20 +156,21 @@ def plain_loop(model: str):
             for layer, activations in forward([item() for item in batch]).items():
                 sae, _ = saes[layer]
                 codes = torch.relu((activations[:, 0] - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"])
-                features[layer].append(codes.half())
+                features[layer].append(codes.half().cpu())
     return {layer: torch.cat(parts) for layer, parts in features.items()}
 
 
-def plain_sae(d_in: int):
-    """An SAE as four dense parameters, and its own Adam."""
+def plain_sae(activations):
+    """An SAE of such activations as four dense parameters, and its own Adam."""
     import torch
 
-    rows = torch.nn.functional.normalize(torch.randn(EXPANSION * d_in, d_in), dim=1)
+    d_in, device = activations.shape[-1], activations.device
+    rows = torch.nn.functional.normalize(torch.randn(EXPANSION * d_in, d_in, device=device), dim=1)
     sae = {
         "W_enc": rows.T.contiguous(),
-        "b_enc": torch.zeros(len(rows)),
+        "b_enc": rows.new_zeros(len(rows)),
         "W_dec": rows.clone(),
-        "b_dec": torch.zeros(d_in),
+        "b_dec": rows.new_zeros(d_in),
     }
     for parameter in sae.values():
         parameter.requires_grad_()

@@ -107,8 +107,8 @@ def our_step(shape, x, dead_share: float = 0.0, precision: str = "float32"):
 
     trainer = LayerTrainer(TopKSAE(*shape).to(x.device), RECIPES["ours"], 1000, 1e6, 1e-4, precision)
     trainer.steps_done = 500
-    dead = torch.rand(shape[1], generator=torch.Generator().manual_seed(1)) < dead_share
-    trainer.dead = lambda: dead.to(x.device)
+    dead = (torch.rand(shape[1], generator=torch.Generator().manual_seed(1)) < dead_share).to(x.device)
+    trainer.dead = lambda: dead
     return lambda: trainer.step(x)
 
 
