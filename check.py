@@ -56,8 +56,10 @@ def require_use(arguments: argparse.Namespace):
     encoder = arguments.encoder or arguments.model
     if arguments.blocks and not encoder:
         raise UserError(f"--blocks {arguments.blocks} is of an encoder: add --encoder CHECKPOINT")
-    for flag in ("sheet", "json"):
-        if getattr(arguments, flag) and not arguments.dataset:
+    defaults = {flag.removeprefix("--"): options.get("default") for flag, options in data.FLAGS.items()}
+    for flag in ("sheet", "json", *defaults):
+        value = getattr(arguments, flag)
+        if value and value != defaults.get(flag) and not arguments.dataset:
             raise UserError(f"--{flag} {getattr(arguments, flag)} is of a data set: add --dataset NAME")
 
 

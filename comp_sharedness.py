@@ -10,7 +10,7 @@ import features
 from comparing.sharedness import Sharedness, sharedness
 from features import Run
 from plumbing import files, processes
-from plumbing.commandline import Parser, output, picture, positive, script
+from plumbing.commandline import Parser, output, picture, positive, script, share
 from plumbing.errors import UserError
 from showing import labels
 from showing.tables import print_sharedness, sharedness_csv, sharedness_json
@@ -46,10 +46,10 @@ def parse(argv):
     add("--min_group", required=True, nargs="+", metavar="G", help="runs that all have to have it")
     add("--max_group", required=True, nargs="+", metavar="H", help="runs that none may have it")
     add("--layer", type=int, default=-1, help="of every run; negative ones count from the end")
-    add("--present", type=float, default=0.3, help="held-out r that a present feature surely has in all of G")
+    add("--present", type=share, default=0.3, help="held-out r that a present feature surely has in all of G")
     add(
         "--absent",
-        type=float,
+        type=share,
         default=0.2,
         help="held-out r that an absent one surely stays below in all of H",
     )
@@ -60,7 +60,14 @@ def parse(argv):
     add("--plot", type=picture, metavar="FILE.png", help="draw Delta against S, the first features named")
     add("--show", action="store_true", help="make the sheets of the first features, as show.py does")
     add("--data_root", help="where the pictures for --show are now, if they have moved")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.absent > arguments.present:
+        parser.error(
+            f"--absent {arguments.absent} is above --present {arguments.present}: a feature could be both"
+        )
+    if arguments.data_root and not arguments.show:
+        parser.error("--data_root is of the sheets: add --show")
+    return arguments
 
 
 def check_groups(source: Run, min_group: list[Run], max_group: list[Run]):

@@ -23,7 +23,7 @@ import original
 import samples
 from parts import Csr, parts
 from plumbing import files
-from plumbing.errors import UserError
+from plumbing.errors import UserError, did_you_mean
 from samples import Samples
 
 FORMAT_VERSION = 2
@@ -227,7 +227,8 @@ def open_run(name: str) -> Run:
             f"run {path.name!r} is incomplete ({path / MANIFEST} is missing): give its train command again to finish it"
         )
     known = ", ".join(run_names()) or "none yet: `uv run train_image.py` records one"
-    raise UserError(f"no run named {path.name!r} in {ROOT}/; recorded runs: {known}")
+    close = did_you_mean(path.name, run_names(), 0.7)
+    raise UserError(f"no run named {path.name!r} in {ROOT}/; {close}recorded runs: {known}")
 
 
 def run_path(name: str) -> Path:

@@ -48,6 +48,9 @@ class Sharedness(NamedTuple):
     least: list[str] | None = None
     counts: dict[str, int] | None = None
     other_seed: str | None = None
+    thresholds: tuple[float, float] | None = (
+        None  # held-out r from which a feature is present, and up to which absent
+    )
 
     @property
     def share(self) -> np.ndarray:
@@ -150,7 +153,10 @@ def by_status(found: Sharedness, enough: np.ndarray, present: float, absent: flo
     least = np.array(G)[table(held, G).argmin(axis=0)][order]
     counts = {words: sum(one.rank in ranks for one in status) for words, ranks in COUNTED.items()}
     texts = [status[feature].text for feature in order]
-    return in_order(found, order)._replace(status=texts, least=least.tolist(), counts=counts)
+    thresholds = present, absent
+    return in_order(found, order)._replace(
+        status=texts, least=least.tolist(), counts=counts, thresholds=thresholds
+    )
 
 
 class Status(NamedTuple):

@@ -53,6 +53,7 @@ class Parser(argparse.ArgumentParser):
             before = [word for word in words[: words.index(left[0])] if word in self._option_string_actions]
             after = f" after {before[-1]}" if before else ""
             self.error(f"{left[0]!r}{after} is one word too many: leave it out, or quote a value with spaces")
+        self._check_outputs(arguments)
         return arguments, left
 
     def _check_flags(self, words: Sequence[str]):
@@ -71,6 +72,17 @@ class Parser(argparse.ArgumentParser):
                 ]
                 close = did_you_mean("-" + flag.strip("-–—").replace("-", "_"), names, 0.65, most=1)
                 self.error(f"{flag} is unknown; {close.strip() or 'the flags are ' + ' '.join(names)}")
+
+    def _check_outputs(self, arguments: argparse.Namespace):
+        """Refuse two outputs in one file, of which the second would replace the first."""
+        written: dict[Path, str] = {}
+        for action in self._actions:
+            file = getattr(arguments, action.dest, None)
+            if action.type in (output, picture) and file:
+                flag, path = action.option_strings[0], file.absolute()
+                if path in written:
+                    self.error(f"{written[path]} and {flag} both write {file}: name another file for one")
+                written[path] = flag
 
     def error(self, message: str):
         raise UserError(f"{message} (see `uv run {self.prog} --help`)")
@@ -195,9 +207,12 @@ def folder(text: str) -> Path:
     path = Path(text)
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{text} is no folder: name another")
-    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{text} cannot be written into: {nearest} is in the way; name another")
+    try:
+        files.check_writable(path / "file")
+    except OSError as error:
+        raise UserError(
+            f"{text} cannot be written into: {error.strerror}: {error.filename}; name another"
+        ) from error
     return path
 
 
@@ -219,6 +234,17 @@ def above_zero(text: str) -> float:
         number = 0.0
     if not 0 < number < float("inf"):
         raise UserError(f"{text!r} is not a number above 0")
+    return number
+
+
+def share(text: str) -> float:
+    """An argument type: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UserError(f"{text!r} is not a number from 0 to 1")
     return number
 
 

@@ -76,11 +76,12 @@ def print_sharedness(
         print(
             "\nDelta = S (g2-h2): the least r² over G less the highest over H, of all samples; S %: of the layer's S"
         )
+        present, absent = shared.thresholds or (None, None)
         print(
-            "under a run: the held-out correlation with its best partner there; present, absent: surely at least .3"
+            f"under a run: the held-out correlation with its best partner there; present, absent: surely at least {present}"
         )
         print(
-            "in all of G, surely at most .2 in all of H, else the run that breaks it; Delta above 0 is not yet absent"
+            f"in all of G, surely at most {absent} in all of H, else the run that breaks it; Delta above 0 is not yet absent"
         )
         if not names:
             print(f"no names yet: uv run show.py --run {shared.source} finds them")

@@ -156,6 +156,7 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
         (["--blocks", "encoder.layer"], "--blocks encoder.layer is of an encoder: add --encoder CHECKPOINT"),
         (["--sheet", "held.png"], "--sheet held.png is of a data set: add --dataset NAME"),
         (["--encoder", "toyworld/weights/clip", "--json", "held.json"], "add --dataset NAME"),
+        (["--limit", "5"], "--limit 5 is of a data set: add --dataset NAME"),
     ],
 )
 def test_the_script_reports_a_mistake_in_one_line(words, said, capsys, tmp_path, monkeypatch):

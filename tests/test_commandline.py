@@ -31,6 +31,8 @@ def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, file):
         commandline.output(file)
     with pytest.raises(UserError, match="is no folder"):
         commandline.folder("notes")
+    with pytest.raises(UserError, match="cannot be written into"):
+        commandline.folder("/proc/folder")
 
 
 def test_another_broken_pipe_than_our_outputs_is_no_quiet_end():
@@ -74,3 +76,13 @@ def test_a_flag_that_argparse_would_not_explain_is(words, said):
     assert vars(parser.parse_args(["--limit", "-3", "--run", "b"]))["limit"] == -3
     with pytest.raises(UserError, match=re.escape(said)):
         parser.parse_args(words.split())
+
+
+def test_two_outputs_in_one_file_are_refused():
+    parser = commandline.Parser("a script", data.__file__)
+    parser.add_argument("--csv", type=commandline.output)
+    parser.add_argument("--plot", type=commandline.picture)
+    assert parser.parse_args(["--csv", "a.csv", "--plot", "a.png"]).csv.name == "a.csv"
+    with pytest.raises(UserError, match="--csv and --plot both write a.png: name another") as refused:
+        parser.parse_args(["--csv", "a.png", "--plot", "./a.png"])
+    assert "data.py --help" in str(refused.value)

@@ -165,6 +165,9 @@ def test_mistakes_end_in_one_line(capsys):
     assert "run.json" in complaint(capsys, [*ARGUMENTS, "--csv", "sae_features/M/run.json/delta.csv"])
     assert "does not name its samples" in complaint(capsys, [*ARGUMENTS, "--show"])
     assert "--top" in complaint(capsys, [*ARGUMENTS, "--top", "0"])
+    assert "'nan' is not a number from 0 to 1" in complaint(capsys, [*ARGUMENTS, "--present", "nan"])
+    assert "--absent 0.4 is above --present 0.3" in complaint(capsys, [*ARGUMENTS, "--absent", ".4"])
+    assert "add --show" in complaint(capsys, [*ARGUMENTS, "--data_root", "here"])
 
 
 def test_a_run_in_both_groups_is_refused(capsys):
@@ -214,7 +217,8 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     for end, sign in (("low", -1), ("high", 1)):
         np.testing.assert_allclose(document[end]["H"], found.held_out["H"] + sign * 1.96 * found.error["H"])
         assert float(row[f"{end} H"]) == document[end]["H"][0]
-    assert comp_sharedness.main([*words, "--absent", "1.01"]).status[:3] == ["present, absent"] * 3
+    M, G, H = map(features.open_run, "MGH")
+    assert comparing.sharedness(M, [G], [H], absent=1.01).status[:3] == ["present, absent"] * 3
 
 
 def test_the_users_clusters_widen_the_errors():
