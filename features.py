@@ -202,6 +202,10 @@ class Run(NamedTuple):
         """`ids`, `images` and `captions` (of all captions, the first), a text a row; none for a run of the original."""
         return Samples.none() if self.is_original else samples.read(self.path, self.n_samples)
 
+    def sample_blocks(self) -> Iterator[Samples]:
+        """The same, some rows at a time."""
+        return iter(()) if self.is_original else samples.blocks(self.path, self.n_samples)
+
 
 def run_names() -> list[str]:
     """The names of all whole runs, sorted."""

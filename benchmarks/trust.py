@@ -40,17 +40,11 @@ from comparing.sides import DEFAULTS, Options, Sides
 
 TARGET, REPEATS = 5, 3
 PASSES = 3  # that add up as many products as the bare one: whole and halves, two permutations
-BARE, READING, SAMPLES, REST = (
-    "bare pass",
-    "reading the files",
-    "reading the samples",
-    "layout, sums, scores, drivers",
-)
+BARE, READING, REST = "bare pass", "reading the files", "layout, sums, scores, drivers"
 TOTAL = "in all, in bare scores"
 PARTS = {  # what is timed by its own name: where it is called from, and its name there
     READING: (features.Run, "load"),
-    SAMPLES: (features.Run, "samples"),
-    "clusters": (Sides, "clusters"),
+    "samples read, clusters": (Sides, "clusters"),
     "maxima, whole and halves": (sides.RunPair, "matched"),
     "permuted passes": (sides.RunPair, "shuffled"),
     "permutations drawn": (passes, "permutation"),
@@ -77,7 +71,7 @@ class Clock:
 
     def timed(self, part: str, work: Callable) -> Callable:
         def timing(*arguments, **named):
-            if part not in (READING, SAMPLES) and self.open[-1].startswith("nuisance"):
+            if part != READING and self.open[-1].startswith("nuisance"):
                 return work(*arguments, **named)  # a part of the nuisance
             self.turn(part)
             try:

@@ -4,19 +4,14 @@ Five captions of one picture are five rows and one observation. Splitting or per
 calls unrelated runs significant, so everything here keeps a cluster together.
 """
 
-import functools
-import hashlib
-import operator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.csgraph
-from jaxtyping import Int, UInt64
+from jaxtyping import Int
 
-from plumbing.compiled import compiled
+from comparing.labels import Groups, Labels, as_texts, labels, n_words
 from plumbing.errors import UserError
 from samples import Samples, Texts
 
@@ -28,7 +23,7 @@ FLOOR_SEED = 0  # of the first permutation; the others count on from it
 class Clusters(NamedTuple):
     """Which rows belong together.
 
-    `ids` int64 [row]: 0 to `n - 1`, numbered by first appearance. `half` uint8 [row]: 0 or 1, the same for all
+    `ids` int32 [row]: 0 to `n - 1`, numbered by first appearance. `half` uint8 [row]: 0 or 1, the same for all
     rows of a cluster. `key` uint64 [row]: the hash that halves and folds are taken from, one a cluster.
     """
 
@@ -63,60 +58,45 @@ def clusters(
     of the pair is of text. `halves` are the captions that the halves respect in any case, so that every pair of
     runs has the same halves. Which half a cluster is in hangs on its names alone, never on its place.
     """
-    said = None if captions is None else _texts(captions).lowered()
-    ids = joined(*(labels for labels in (names, said, own) if labels is not None))
-    widest = ids if halves is None else joined(ids, _texts(halves).lowered())
-    return _halved(ids, names, widest)
+    lowered = [None if one is None else labels(as_texts(one).lowered()) for one in (captions, halves)]
+    known, groups = labels(names), Groups(len(names))
+    for one in (known, lowered[0], None if own is None else labels(own)):
+        if one is not None:
+            groups.join(one)
+    ids = groups.numbered()
+    if lowered[1] is not None:
+        groups.join(lowered[1])
+    return _halved(ids, known[0], groups.numbered())
 
 
 def both_clusters(
-    names: Sequence[str], captions: Sequence[Sequence[str]] = (), own: Sequence[str] | None = None
+    names: Labels, captions: Sequence[Labels] = (), own: Sequence[str] | None = None
 ) -> tuple[Clusters, Clusters]:
     """The clusters for pairs of runs without text, and for those where a run is of text, with the same halves.
 
     `captions`: one of each row, as often as runs were given other ones; rows that have any in common are joined.
     """
-    ids = joined(*(labels for labels in (names, own) if labels is not None))
-    widest = ids
-    if captions:  # each row as many times as it has captions
-        texts = functools.reduce(operator.add, map(_texts, captions)).lowered()
-        widest = joined(np.tile(ids, len(captions)), texts)[: len(ids)]
+    groups = Groups(names.shape[1])
+    groups.join(names)
+    if own is not None:
+        groups.join(labels(own))
+    ids = groups.numbered()
+    if captions:
+        groups.join(*captions)
+    widest = groups.numbered()
     few = (
         int(widest.max(initial=-1)) + 1 < FEWEST
     )  # then no pair with text has halves: the others need their own
-    found = _halved(ids, names, ids if few else widest)
+    found = _halved(ids, names[0], ids if few else widest)
     return found, found._replace(ids=widest)
 
 
-def _halved(ids: np.ndarray, names: Sequence[str], widest: np.ndarray) -> Clusters:
-    """The clusters `ids`, their halves by the lowest hash of a name in each of the wider clusters `widest`."""
+def _halved(ids: np.ndarray, keys: np.ndarray, widest: np.ndarray) -> Clusters:
+    """The clusters `ids`, their halves by the lowest key of a name in each of the wider clusters `widest`."""
     lowest = np.full(int(widest.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(lowest, widest, _hashes(names))
+    np.minimum.at(lowest, widest, keys)
     key = lowest[widest]
     return Clusters(ids, (key & np.uint64(1)).astype(np.uint8), key)
-
-
-def joined(*labels: Sequence | np.ndarray) -> Int[np.ndarray, " row"]:
-    """The number of each row's cluster: rows that share any label are in one, joined transitively.
-
-    A label is a sequence [row]; None and "" join nothing.
-    """
-    n_rows, edges = len(labels[0]), []
-    for label in labels:
-        number, distinct = _numbered_labels(label)
-        first = np.empty(len(distinct), np.int64)
-        first[number[::-1]] = np.arange(n_rows)[::-1]  # the last to be written is the first row of a label
-        joins = distinct.lengths() > 0 if isinstance(distinct, Texts) else np.ones(len(distinct), bool)
-        rows = np.flatnonzero(
-            joins[number] & (first[number] != np.arange(n_rows))
-        )  # not the first of their label
-        edges.append((rows, first[number[rows]]))
-    rows, firsts = (np.concatenate(side) for side in zip(*edges, strict=True))
-    if not len(rows):
-        return np.arange(n_rows)
-    graph = scipy.sparse.coo_array((np.ones(len(rows)), (rows, firsts)), shape=(n_rows, n_rows))
-    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    return _numbered(component)
 
 
 def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
@@ -131,26 +111,29 @@ def folds(clusters: Clusters, k: int) -> Int[np.ndarray, " row"]:
 
 
 def permutation(
-    clusters: Clusters, number: int, strata: Sequence[str] | np.ndarray | None = None
+    clusters: Clusters, number: int, strata: Int[np.ndarray, " row"] | None = None
 ) -> Int[np.ndarray, " row"]:
-    """Permutation `number`: the row of the other run that each row is paired with.
+    """Permutation `number`: the row of the other run that each row is paired with, int32.
 
     Whole clusters change places among clusters of the same size (row k of one with row k of the other), and of
-    the same stratum where `strata` [row] are given; a cluster of mixed strata counts by the most frequent. Each
+    the same stratum where `strata`, their numbers, are given; a cluster of mixed strata counts by the most frequent. Each
     class of clusters goes round in one random cycle, so that no cluster keeps its own partner unless it is the
     only one of its class.
     """
     rng = np.random.default_rng([FLOOR_SEED, number])
-    order = np.argsort(clusters.ids, kind="stable")  # rows, cluster by cluster
-    sizes = clusters.sizes
-    starts = np.cumsum(sizes) - sizes
-    kind = sizes if strata is None else sizes + (sizes.max() + 1) * _cluster_strata(clusters, strata)
-    partner = np.empty(len(order), np.int64)
-    by_kind = np.argsort(kind, kind="stable")
+    order = np.argsort(clusters.ids, kind="stable").astype(np.int32)  # rows, cluster by cluster
+    sizes = clusters.sizes.astype(np.int32)
+    starts = np.cumsum(sizes, dtype=np.int32) - sizes
+    kind = sizes
+    if strata is not None:
+        kind = sizes + np.int64(sizes.max() + 1) * _cluster_strata(clusters, strata)
+    kind = kind.astype(np.min_scalar_type(int(kind.max(initial=0))))  # 16 bits are sorted in one go
+    partner = np.empty_like(order)
+    by_kind = np.argsort(kind, kind="stable").astype(np.int32)
     for members in np.split(by_kind, np.flatnonzero(np.diff(kind[by_kind])) + 1):
         if len(members):
             cycle = rng.permutation(members)
-            inside = np.arange(sizes[members[0]])
+            inside = np.arange(sizes[members[0]], dtype=np.int32)
             own = order[starts[cycle][:, None] + inside]
             partner[own] = np.roll(own, 1, axis=0)
     return partner
@@ -179,19 +162,34 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> list[str]:
     return [group[row] for row in ids]
 
 
-def strata_of(name: str, samples: Samples) -> Texts | np.ndarray:
-    """The stratum of each row of samples.jsonl: CAPTION_WORDS, or the value of a column."""
+def strata_of(name: str, samples: Samples) -> Int[np.ndarray, " row"]:
+    """The stratum of each row of samples.jsonl, by CAPTION_WORDS or the value of a column, as `numbered_strata`."""
     if name == CAPTION_WORDS:
-        strata = n_words(samples.captions)
-    elif name in (columns := samples.columns()):
-        strata = samples.column(name)
-    else:
+        return numbered_strata(name, n_words(samples.captions))
+    if name not in (columns := samples.columns()):
         raise UserError(f"--strata {name}: the samples have {', '.join([CAPTION_WORDS, *sorted(columns)])}")
-    n_strata = len(_numbered_labels(strata)[1])
-    if n_strata in (1, len(samples)):
+    return numbered_strata(name, samples.column(name))
+
+
+def numbered_strata(name: str, values: Texts | np.ndarray) -> Int[np.ndarray, " row"]:
+    """`ranked` values of `--strata NAME`. Error: they leave nothing to permute, or nothing to hold equal."""
+    number = ranked(values)
+    n_strata = int(number.max(initial=-1)) + 1
+    if n_strata in (1, len(number)):
         what = "one value in all rows" if n_strata == 1 else "another value in each row"
         raise UserError(f"--strata {name} has {what}: leave it out, or name another column")
-    return strata
+    return number
+
+
+def ranked(values: Texts | np.ndarray) -> Int[np.ndarray, " row"]:
+    """The number of each row's value among the distinct ones, int32; these in the order of their texts."""
+    if isinstance(values, Texts):
+        number, distinct = values.numbered()
+    else:
+        distinct = np.unique(values)
+        number = np.searchsorted(distinct, values)
+    rank = np.argsort(np.argsort([str(value) for value in distinct]))
+    return rank.astype(np.int32)[number]
 
 
 def check(clusters: Clusters):
@@ -203,71 +201,18 @@ def check(clusters: Clusters):
         )
 
 
-def n_words(captions: Texts) -> Int[np.ndarray, " row"]:
-    """The words of each caption, parted by what Python's `split` takes for white space."""
-    found = np.concatenate([np.empty(0, np.int64), *(_count_words(*some) for some in captions.buffers())])
-    for row in np.flatnonzero(found < 0):  # not ASCII
-        found[row] = len(captions[int(row)].split())
-    return found
-
-
-@compiled()
-@no_type_check
-def _count_words(letters, edges):
-    """The words of texts in ASCII; -1 for others."""
-    found = np.zeros(edges.size - 1, np.int64)
-    for row in range(found.size):
-        inside = False
-        for place in range(edges[row], edges[row + 1]):
-            letter = letters[place]
-            if letter >= 128:
-                found[row] = -1
-                break
-            is_space = letter == 32 or 9 <= letter <= 13 or 28 <= letter <= 31
-            found[row] += not is_space and not inside
-            inside = not is_space
-    return found
-
-
-def _hashes(names: Sequence[str]) -> UInt64[np.ndarray, " row"]:
-    found = b"".join([hashlib.blake2b(name, digest_size=8).digest() for name in _texts(names).encoded()])
-    return np.frombuffer(found, "<u8").astype(np.uint64)
-
-
-def named(samples: Samples) -> Texts:
-    """The image of each row, or the row's id where it has none."""
-    if samples.images.lengths().all():
-        return samples.images
-    return Texts.of([image or row for image, row in zip(samples.images, samples.ids, strict=True)])
-
-
-def _texts(labels: Sequence) -> Texts:
-    return labels if isinstance(labels, Texts) else Texts.of([label or "" for label in labels])
-
-
-def _numbered_labels(labels: Sequence | np.ndarray) -> tuple[Int[np.ndarray, " row"], Texts | np.ndarray]:
-    """The number of each row's label among the distinct ones, and these."""
-    if isinstance(labels, np.ndarray):
-        distinct, number = np.unique(labels, return_inverse=True)
-        return number, distinct
-    return _texts(labels).numbered()
-
-
 def _numbered(labels: np.ndarray) -> np.ndarray:
     """Labels as 0, 1, 2, ... in the order in which they first appear."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first)).astype(np.int64)[inverse]
+    return np.argsort(np.argsort(first)).astype(np.int32)[inverse]
 
 
-def _cluster_strata(clusters: Clusters, strata: Sequence[str] | np.ndarray) -> Int[np.ndarray, " cluster"]:
+def _cluster_strata(clusters: Clusters, strata: Int[np.ndarray, " row"]) -> Int[np.ndarray, " cluster"]:
     """Each cluster's most frequent stratum, by number; the first of several."""
-    number, distinct = _numbered_labels(strata)
-    number = np.argsort(np.argsort([str(value) for value in distinct]))[number]  # in the order of their names
-    if clusters.n == len(number):  # a row each
-        return number
-    ones = np.ones(len(number))
-    counts = scipy.sparse.csr_array((ones, (clusters.ids, number)), shape=(clusters.n, number.max() + 1))
-    counts.sum_duplicates()
-    rows = np.repeat(np.arange(clusters.n), np.diff(counts.indptr))
-    order = np.lexsort((counts.indices, -counts.data, rows))
-    return counts.indices[order][np.unique(rows[order], return_index=True)[1]]
+    if clusters.n == len(strata):  # a row each
+        return strata
+    wide = int(strata.max()) + 1
+    pairs, counts = np.unique(clusters.ids * np.int64(wide) + strata, return_counts=True)
+    cluster = pairs // wide
+    best = np.argsort(cluster * (counts.max() + 1) - counts, kind="stable")  # of equals the first
+    return (pairs % wide)[best][np.searchsorted(cluster, np.arange(clusters.n))]

@@ -114,17 +114,12 @@ def run_pass(pair: Pair, kind: type[Best], work: Work[Best]) -> Pass[Best]:
     return Pass({"last_layer": last, "all_layers": every}, cells)
 
 
-def evidence(
-    pair: Pair,
-    clusters: Clusters,
-    permutations: int = PERMUTATIONS,
-    strata: Sequence | np.ndarray | None = None,
-) -> Evidence:
+def evidence(pair: Pair, clusters: Clusters, permutations: int = PERMUTATIONS) -> Evidence:
     """All passes over a pair of runs."""
     found = run_pass(pair, Matched, pair.matched)
     chance: list[Pass[Shuffled]] = []
     for number in numbers(pair.stored(), permutations, _floors(chance)):
-        partner = permutation(clusters, number, strata)
+        partner = permutation(clusters, number)
         chance.append(run_pass(pair, Shuffled, lambda i, j, p=partner: pair.shuffled(i, j, p)))
     jobs = {
         (scope, side, place): Job(

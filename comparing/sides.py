@@ -13,7 +13,14 @@ from jaxtyping import Bool
 
 import features
 from comparing import draws
-from comparing.clusters import CAPTION_WORDS, Clusters, both_clusters, named, permutation, strata_of
+from comparing.clusters import (
+    CAPTION_WORDS,
+    Clusters,
+    both_clusters,
+    numbered_strata,
+    permutation,
+    strata_of,
+)
 from comparing.codes import Codes, Matrix
 from comparing.draws import Layer, aligned
 from comparing.drivers import Rooted
@@ -21,12 +28,13 @@ from comparing.found import Best, Influence, Matched, Shuffled, nothing
 from comparing.halves import MIN_ACTIVE, Moments, Side, counted
 from comparing.heldout import matched, shuffled, streamed
 from comparing.influence import held_out, influence_of_blocks
+from comparing.labels import Told, unnamed
 from comparing.passes import PERMUTATIONS, Job
 from comparing.reader import Reader, own_share
 from plumbing.errors import UserError
 from plumbing.processes import add_up, team
 from plumbing.progress import Progress
-from samples import Samples, Texts
+from samples import Samples
 
 SIDE_BYTES = 32  # of a stored entry of a Side: its CSR, the entries by half, by row and in a permuted order
 
@@ -62,6 +70,7 @@ class Sides:
         self.reader, self.options = reader, options
         self.runs, self.n_rows = runs, runs[0].n_samples
         self._clusters: tuple[Clusters, Clusters] | None = None
+        self._n_words: np.ndarray | None = None
         self._within: dict[int, np.ndarray | None] = {}
         self._few: tuple[tuple, Side] | None = None
         self._held: dict[tuple[str, str], Side] = {}
@@ -75,10 +84,10 @@ class Sides:
         return ".".join(filter(None, (self.options.key, words)))
 
     @functools.cached_property
-    def samples(self) -> dict[int, Samples]:
-        """The samples by the number of the caption that they hold, lowest first; none of runs of the original code."""
+    def _by_caption(self) -> dict[int, features.Run]:
+        """A run for each number of a caption that runs were given, lowest first; none of the original code."""
         runs = {_caption(run): run for run in reversed(self.runs) if not run.is_original}
-        return {number: runs[number].samples() for number in sorted(runs)}
+        return {number: runs[number] for number in sorted(runs)}
 
     def clusters(self, *runs: features.Run) -> Clusters:
         """The clusters of the rows for a pair of runs: rows of one caption belong together where a run is of text.
@@ -87,42 +96,42 @@ class Sides:
         """
         of_text = any(run.manifest.get("encoder", {}).get("modality") == "text" for run in runs)
         if self._clusters is None:
-            names = named(self._first) if self.samples else Texts.of(map(str, range(self.n_rows)))
-            captions = [known.captions for known in self.samples.values()]
-            self._clusters = both_clusters(names, captions, self.options.own)
+            told = [Told.of(run.sample_blocks(), self.n_rows) for run in self._by_caption.values()]
+            names = told[0].names if told else unnamed(self.n_rows)
+            self._n_words = told[0].n_words if told else None
+            self._clusters = both_clusters(names, [one.captions for one in told], self.options.own)
         return self._clusters[of_text]
-
-    @property
-    def _first(self) -> Samples:
-        return next(iter(self.samples.values()), Samples.none())
 
     @property
     def half(self) -> np.ndarray:
         """The half of each row, uint8 [row]: the same for all runs."""
         return self.clusters().half
 
-    @functools.cached_property
-    def strata(self) -> Texts | np.ndarray | None:
-        """The stratum of each row; None where the captions, the default, do not differ in length.
+    def _strata(self) -> np.ndarray | None:
+        """The number of each row's stratum; None where the captions, the default, do not differ in length.
 
         Of runs on several captions, it is by that of the lowest number.
         """
+        name, runs = self.options.strata, list(self._by_caption.values())
+        if name != CAPTION_WORDS:
+            return strata_of(name, runs[0].samples() if runs else Samples.none())
+        self.clusters()  # counts the words
         try:
-            return strata_of(self.options.strata, self._first)
+            return None if self._n_words is None else numbered_strata(name, self._n_words)
         except UserError:
-            if self.options.strata != CAPTION_WORDS:
-                raise
             return None
 
     def within(self, clusters: Clusters) -> np.ndarray | None:
         """The permutation within strata of these clusters, int [row]; None where there are no strata."""
         if clusters.n not in self._within:
-            strata = self.strata
+            strata = self._strata()
             self._within[clusters.n] = None if strata is None else permutation(clusters, 0, strata)
         return self._within[clusters.n]
 
     def columns(self, layer: Layer, chosen: np.ndarray) -> Side:
-        """Some features of a layer; the last ones that were asked for are held."""
+        """Some features of a layer, ascending; the last ones that were asked for are held."""
+        if len(chosen) == self.reader.n_features(layer):
+            return self.side(layer)
         key = (*_key(layer), chosen.tobytes())
         if self._few is None or self._few[0] != key:
             self._few = key, self.side(layer).columns(chosen)
@@ -260,7 +269,8 @@ class RunPair:
 
         def read() -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
             start = pairs.start
-            for x, y in aligned(self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)):
+            both = self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)
+            for x, y in aligned(*both):
                 yield x, y, self.sides.half[start : start + x.shape[0]]
                 start += x.shape[0]
 
@@ -312,7 +322,8 @@ class RunPair:
                 yield self.held(job.side, job.layer).codes, self.held(1 - job.side, other).codes
             else:
                 places = (job.side, job.layer), (1 - job.side, other)
-                yield from aligned(*(self.blocks(*place, None, pairs) for place in places))
+                x, y = (self.blocks(*place, None, pairs) for place in places)
+                yield from aligned(x, y)
 
         moments = [self.moments(1 - job.side, other) for other in job.others]
         start = 0 if whole else pairs.start

@@ -1,10 +1,24 @@
 """Clusters of rows: who belongs together, halves that hang on names, and permutations of whole clusters."""
 
+import hashlib
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import samples
-from comparing.clusters import check, clusters, folds, joined, named, permutation, read_clusters, strata_of
+from comparing.clusters import (
+    both_clusters,
+    check,
+    clusters,
+    folds,
+    permutation,
+    ranked,
+    read_clusters,
+    strata_of,
+)
+from comparing.labels import Told, joined, n_words, named
 from plumbing.errors import UserError
 
 
@@ -55,6 +69,16 @@ def test_a_permutation_moves_whole_clusters_among_those_of_their_size():
     assert np.array_equal(partner, permutation(found, 0))
 
 
+def test_a_permutation_and_the_halves_stay_as_they_were_first_recorded():
+    found = clusters(list("aabccdefgghijk"))
+    assert found.half.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert permutation(found, 0).tolist() == [8, 9, 11, 0, 1, 2, 13, 10, 3, 4, 6, 12, 7, 5]
+    strata = np.array([9, 9, 10, 9, 10, 10, 9, 10, 9, 9, 10, 9, 10, 10])  # "10" stands before "9"
+    expected = [8, 9, 12, 3, 4, 2, 11, 10, 0, 1, 5, 6, 13, 7]
+    for values in (strata, samples.Texts.of(map(str, strata))):
+        assert permutation(found, 0, ranked(values)).tolist() == expected
+
+
 def test_the_only_cluster_of_its_size_stays():
     assert permutation(clusters(["a", "a", "b", "c"]), 0).tolist() == [0, 1, 3, 2]
 
@@ -62,7 +86,7 @@ def test_the_only_cluster_of_its_size_stays():
 def test_strata_keep_their_rows():
     found = clusters([str(row // 2) for row in range(400)])
     strata = [str(row // 4 % 3) for row in range(400)]
-    partner = permutation(found, 3, strata)
+    partner = permutation(found, 3, ranked(samples.Texts.of(strata)))
     assert [strata[row] for row in partner] == strata
     assert not np.array_equal(partner, permutation(found, 3))
 
@@ -108,7 +132,81 @@ def test_captions_are_lowered_trimmed_and_counted_as_python_does(tmp_path):
     captions = ["A  Green\u2003tree\n", "", " a Caf\xe9", "\tA CAF\xc9\u3000", "a", "\xa0 "]
     captions += [f"{chr(code)}a{chr(code)}b{chr(code)}" for code in range(0x20) if chr(code) not in "\r\n"]
     found = read_back(tmp_path, captions)
-    assert list(strata_of("caption_words", found)) == [len(text.split()) for text in captions]
+    assert list(n_words(found.captions)) == [len(text.split()) for text in captions]
     lowered = [text.strip().lower() for text in captions]
     assert clusters(found.ids, found.captions).ids.tolist() == joined(lowered).tolist()
     assert list(named(found)) == list(found.ids), "a row without an image is called by its id"
+
+
+WORDS = ["a", "A", "caf\xe9", "CAF\xc9", "\xfc\xdf", "\u4e2d", "a b", "\\", 'say "a"\n']
+BARE = ["", " ", "x" * 200, "X" * 200, "\u3000"]
+
+
+def by_texts(
+    columns: list[list[str]], names: list[str], wider: list[list[str]]
+) -> tuple[list[int], list[int]]:
+    """The number of each row's cluster by `columns`, and the half by `wider` too, in plain Python from the texts."""
+
+    def groups(shared: list[list[str]]) -> list[int]:
+        group = list(range(len(names)))
+        for one in shared:
+            held: dict[str, int] = {}
+            for row, text in enumerate(one):
+                other = group[held.setdefault(text, row)] if text else group[row]
+                group = [other if number == group[row] else number for number in group]
+        order = list(dict.fromkeys(group))
+        return [order.index(number) for number in group]
+
+    keys = [
+        int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names
+    ]
+    wide = groups(columns + wider)
+    lowest = [min(key for key, other in zip(keys, wide, strict=True) if other == number) for number in wide]
+    return groups(columns), [key & 1 for key in lowest]
+
+
+def test_clusters_by_hashes_in_pieces_are_those_by_texts(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(samples, "PIECE_BYTES", 300)
+    rng = np.random.default_rng(3)
+
+    def texts(n: int) -> list[str]:
+        words = (f"{word}{rng.integers(n)}" for word in rng.choice(WORDS, 400))
+        edged = (
+            before + word + after
+            for word, before, after in zip(words, *rng.choice(["", "\t", "\u3000"], (2, 400)), strict=True)
+        )
+        return [str(rng.choice(BARE)) if row % 20 == 0 else text for row, text in enumerate(edged)]
+
+    captions, own = [texts(200), texts(300)], [str(n) if n < 5 else "" for n in rng.integers(0, 50, 400)]
+    images, told = [text * bool(row % 4) for row, text in enumerate(texts(400))], []
+    for number, said in enumerate(captions):
+        (tmp_path / str(number)).mkdir()
+        rows = zip(map(str, range(400)), images, said, strict=True)
+        samples.write(tmp_path / str(number), (dict(zip(samples.COLUMNS, row, strict=True)) for row in rows))
+        told.append(Told.of(samples.blocks(tmp_path / str(number), 400), 400))
+        assert told[-1].n_words.tolist() == [len(text.split()) for text in said]
+    names = [image or str(row) for row, image in enumerate(images)]
+    lowered = [[text.strip().lower() for text in said] for said in captions]
+    few, many = both_clusters(told[0].names, [one.captions for one in told], own)
+    # Rows are joined by the captions of any number: as if each row stood there twice.
+    twice = [names * 2, own * 2, [str(row) for row in range(400)] * 2, list(itertools.chain(*lowered))]
+    assert few.ids.tolist() == by_texts([names, own], names, [])[0]
+    ids, half = by_texts(twice, names * 2, [])
+    assert 400 > few.n > many.n == max(ids) + 1 >= 50, "neither too few for halves, nor all of them joined"
+    assert (many.ids.tolist(), many.half.tolist()) == (ids[:400], half[:400])
+    assert few.half.tolist() == half[:400]
+
+
+def test_a_line_longer_than_a_piece_and_blank_lines_are_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(samples, "PIECE_BYTES", 64)
+    found = read_back(tmp_path, ["a", "b" * 500, "c", "d" * 65])
+    assert list(found.captions) == ["a", "b" * 500, "c", "d" * 65]
+    file = tmp_path / samples.NAME
+    file.write_text(file.read_text().replace("\n", "\n" * 70))
+    assert list(samples.read(tmp_path, 4).captions) == list(found.captions)
+    for n_samples in (3, 5):
+        with pytest.raises(UserError, match="missing or damaged"):
+            list(samples.blocks(tmp_path, n_samples))
+    file.write_text(file.read_text()[:-90])
+    with pytest.raises(UserError, match="missing or damaged"):
+        list(samples.blocks(tmp_path, 4))
