@@ -15,7 +15,7 @@ import features
 from comparing.results import METRICS, Difference, Direction, Folds, metric
 from features import Run
 from plumbing import files
-from plumbing.commandline import Parser, output, picture, positive, script
+from plumbing.commandline import Parser, above_zero, output, picture, positive, script
 from plumbing.errors import UserError
 from samples import Samples
 from showing import trusted
@@ -41,7 +41,7 @@ def main(argv=None) -> tuple[Direction, ...]:
 
     one_pair = len(sources) == len(targets) == 1
     arguments.metrics = arguments.metrics or (["wmppc", "mppc"] if one_pair else ["wmppc"])
-    reader = Reader(arguments.memory and arguments.memory << 30)
+    reader = Reader(arguments.memory and int(arguments.memory * 2**30))
     sides = Sides(list(runs.values()), reader, options(arguments, sources[0]))
     extra = None
     if arguments.difference:
@@ -78,7 +78,7 @@ def parse(argv):
     )
     add(
         "--memory",
-        type=positive,
+        type=above_zero,
         metavar="GIB",
         help="for runs held at once, by all processes of a machine (default: half of what is free)",
     )

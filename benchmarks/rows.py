@@ -2,15 +2,19 @@
 
     uv run benchmarks/rows.py                   # 118,287 and 1,182,870 rows: about a quarter of an hour on 2 cores
     uv run benchmarks/rows.py --rows 5000       # 5,000 and 50,000
+    uv run benchmarks/rows.py --compare         # comparing alone, runs of random codes in place of trained ones
 
 Webdataset shards of 8 x 8 pictures and captions are written into a temporary folder, and the smallest CLIP that
 open_clip builds (one block, 16 dimensions, random weights) is trained on and recorded over them, its image tower by
-train_image.py and its text tower by train_text.py, and the two runs are compared as wmppc.py does by default. Each
+train_image.py and its text tower by train_text.py, and the two runs are compared as wmppc.py does by default, and once more with --memory 0.02 (GiB),
+where layers are read in blocks: held, an entry of theirs takes 32 bytes, 4 to a row and layer. Each
 step is a process of its own, on one thread; its seconds count from when its imports are done, and its memory is the
 highest of the process, imports included.
 """
 
+import contextlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,6 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import trust
+
 from plumbing.commandline import Parser, positive, script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +35,8 @@ TIMES, SHARD_ROWS = 10, 10_000
 # Targets: the ratio of the seconds; the bytes that a row more takes, of which 125 are those of the index, a file that
 # is mapped into memory (as Python objects a row took 970); the peak.
 MOST_SECONDS, MOST_BYTES, MOST_GIB = 1.2 * TIMES, 250, 2.0
+
+COMPARE, COMPARE_IN_BLOCKS = "compare", "compare, layers in blocks"
 
 CLIP = {
     "model_cfg": {
@@ -54,14 +62,19 @@ STEPS = {
         "train_text, training.experiment, encoders.from_open_clip",
         f"train_text.main('--model ClipText --runname text {TRAIN}'.split())",
     ),
-    "compare": (
+    COMPARE: (
         "wmppc, comparing.comparison",
         "wmppc.main(['--source', 'image', '--target', 'text'])",
+    ),
+    COMPARE_IN_BLOCKS: (
+        "wmppc, comparing.comparison",
+        "shutil.rmtree('sae_features/image/pairs'); "
+        "wmppc.main(['--source', 'image', '--target', 'text', '--memory', '0.02'])",
     ),
 }
 
 CALL = """
-import json, resource, sys, time
+import json, resource, shutil, sys, time
 sys.path.insert(0, {root!r})
 import {modules}
 memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -77,16 +90,18 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = Parser(__doc__, __file__)
     parser.add_argument("--rows", type=positive, default=118_287, help=f"the fewer rows; then {TIMES} times")
     parser.add_argument("--folder", help="where the temporary folder is made: 2 kB a row, and the runs")
+    parser.add_argument("--compare", action="store_true", help="comparing alone, two runs of random codes")
     arguments = parser.parse_args(argv)
     sizes = arguments.rows, TIMES * arguments.rows
-    found = [measured(n_rows, arguments.folder) for n_rows in sizes]
+    steps = [COMPARE, COMPARE_IN_BLOCKS] if arguments.compare else list(STEPS)
+    found = [measured(n_rows, arguments.folder, steps) for n_rows in sizes]
     print(
         f"{'':28} {'seconds':>8} {'':>8} {'ratio':>6}   {'GiB':>5} {'':>5} {'ratio':>6} {'bytes a row':>11}"
     )
     print(
         "{:28} {:8} {:8} {:6}   {:>5} {:>5}".format("rows", *sizes, "", *(f"{n / 1000:.0f}k" for n in sizes))
     )
-    return {name: print_row(name, sizes[0], *(one[name] for one in found)) for name in STEPS}
+    return {name: print_row(name, sizes[0], *(one[name] for one in found)) for name in steps}
 
 
 def print_row(name: str, n_rows: int, few: list[float], many: list[float]) -> tuple[float, float]:
@@ -102,11 +117,23 @@ def print_row(name: str, n_rows: int, few: list[float], many: list[float]) -> tu
     return ratios
 
 
-def measured(n_rows: int, place: str | None) -> dict[str, list[float]]:
+def measured(n_rows: int, place: str | None, steps: list[str]) -> dict[str, list[float]]:
     """Each step's seconds, and GiB at its peak."""
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        write_data(Path(folder), n_rows)
-        return {name: step(name, folder) for name in STEPS}
+        if steps[0] == COMPARE:
+            own = multiprocessing.get_context("spawn").Process(target=record_codes, args=(folder, n_rows))
+            own.start()  # a process starts with the peak of the one that starts it
+            own.join()
+        else:
+            write_data(Path(folder), n_rows)
+        return {name: step(name, folder) for name in steps}
+
+
+def record_codes(folder: str, n_rows: int):
+    """Record two runs of random codes, as trust.py does."""
+    with contextlib.chdir(folder):
+        for seed, name in enumerate(("image", "text")):
+            trust.record(name, trust.codes(n_rows, 128, 4, seed), 2)
 
 
 def step(name: str, folder: str) -> list[float]:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 import features
 from comparing.codes import ENTRY_BYTES, Matrix
 
-JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once: 16 MB
+JOINED_ENTRIES = 1 << 21  # stored entries of blocks that are summed at once
 FLOOR_SEED = 0  # of the row permutation that a floor is the score of
 
 
@@ -78,11 +78,13 @@ def chosen_rows(layer: Layer, rows: Int[np.ndarray, " row"]) -> scipy.sparse.csr
     return scipy.sparse.vstack(parts, format="csr")
 
 
-def aligned(source: Iterable[Matrix], target: Iterable[Matrix]) -> Iterator[tuple[Matrix, Matrix]]:
-    """Blocks of rows of two readers, cut so that they hold the same rows."""
-    others = joined(target)
+def aligned(
+    source: Iterable[Matrix], target: Iterable[Matrix], *, entries: int = 1 << 62
+) -> Iterator[tuple[Matrix, Matrix]]:
+    """Blocks of rows of two readers, cut so that they hold the same rows; small ones are `joined`."""
+    others = joined(target, entries)
     y = next(others, None)
-    for x in joined(source):
+    for x in joined(source, entries):
         while y is not None and x.shape[0]:
             rows = min(x.shape[0], y.shape[0])
             if rows:
@@ -96,13 +98,13 @@ def cut(block: Matrix, first: int, last: int) -> Matrix:
     return block if (first, last) == (0, block.shape[0]) else block[first:last]
 
 
-def joined(blocks: Iterable[Matrix]) -> Iterator[Matrix]:
-    """Sparse blocks joined until they hold JOINED_ENTRIES: the sums are gone through once for each block."""
+def joined(blocks: Iterable[Matrix], entries: int = 1 << 62) -> Iterator[Matrix]:
+    """Sparse blocks joined until they hold `entries` or JOINED_ENTRIES: the sums are gone through once for each."""
     held = []
     for block in blocks:
         held.append(block)
         sparse = scipy.sparse.issparse(block)
-        if not sparse or sum(one.nnz for one in held) >= JOINED_ENTRIES:
+        if not sparse or sum(one.nnz for one in held) >= min(entries, JOINED_ENTRIES):
             yield block if len(held) == 1 else scipy.sparse.vstack(held, format="csr")
             held = []
     if held:

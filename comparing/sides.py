@@ -142,6 +142,11 @@ class Sides:
         distinct = {_key(layer): self.reader.entries(layer) for layer in layers}
         return sum(distinct.values()) * SIDE_BYTES <= self.reader.memory
 
+    @property
+    def block_entries(self) -> int:
+        """The entries of either layer that are summed at once where layers are read in blocks: a quarter of the memory."""
+        return self.reader.memory // 8 // SIDE_BYTES
+
     def side(self, layer: Layer) -> Side:
         """The whole layer; the longest unused ones go when memory is short."""
         key = _key(layer)
@@ -270,7 +275,7 @@ class RunPair:
         def read() -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
             start = pairs.start
             both = self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)
-            for x, y in aligned(*both):
+            for x, y in aligned(*both, entries=self.sides.block_entries):
                 yield x, y, self.sides.half[start : start + x.shape[0]]
                 start += x.shape[0]
 
@@ -323,7 +328,7 @@ class RunPair:
             else:
                 places = (job.side, job.layer), (1 - job.side, other)
                 x, y = (self.blocks(*place, None, pairs) for place in places)
-                yield from aligned(x, y)
+                yield from aligned(x, y, entries=self.sides.block_entries)
 
         moments = [self.moments(1 - job.side, other) for other in job.others]
         start = 0 if whole else pairs.start
