@@ -14,6 +14,8 @@ from plumbing import files
 from training import curve, resume
 from training.trainer import LayerTrainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # torch sees no GPU
+
 DATA = ["--dataset", "demo", "--limit", "64", "--batch_size", "16"]
 
 CAPTIONS = ["--model", "DemoClipText", "--layers", "0", "-1"]
