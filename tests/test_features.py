@@ -82,7 +82,10 @@ def test_the_same_codes_give_the_same_bytes(tmp_path):
 def test_an_unknown_run_names_the_known_ones():
     make_run("clip", {"layer0": codes()})
     make_run("bert", {"layer0": codes()})
-    with pytest.raises(UserError, match="no run named 'clop' in sae_features/; did you mean clip[?] recorded runs: bert, clip"):
+    with pytest.raises(
+        UserError,
+        match="no run named 'clop' in sae_features/; did you mean clip[?] recorded runs: bert, clip",
+    ):
         features.open_run("clop")
 
 
