@@ -164,7 +164,11 @@ def is_shared(folder: Path) -> bool:
 
 
 def own_device(asked: str | None) -> str:
-    """This process's device: by default a GPU where there is one; "cuda" gives each process a GPU of its own."""
+    """This process's device: by default a GPU where there is one; "cuda" gives each process a GPU of its own.
+
+    torchrun shows all its processes all GPUs. Where something else has started them, as `srun --gpus-per-task 1`, each
+    may see its own GPU alone, whose number is 0.
+    """
     import torch
 
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
@@ -182,8 +186,10 @@ def own_device(asked: str | None) -> str:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus:
         raise UserError(f"--device {asked}: no GPU can be used here; type --device cpu")
-    chosen = int(number or rank)
+    alone = gpus == 1 and count > 1 and not torch.distributed.is_torchelastic_launched()
+    chosen = 0 if alone else int(number or rank)
     if chosen >= gpus:
-        remedy = f"start {gpus} processes" if count > 1 else f"type cuda:0 to cuda:{gpus - 1}"
+        known = "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
+        remedy = f"start {gpus} process{'es' * (gpus > 1)}" if count > 1 else f"type {known}"
         raise UserError(f"--device {asked}: GPU {chosen} is asked for, of {gpus}: {remedy}")
     return f"cuda:{chosen}"

@@ -196,9 +196,12 @@ def test_the_division_that_sends_less_is_taken_where_there_is_an_sae_for_each_pr
         ("cuda:5", 1, 0, 2, "GPU 5 is asked for, of 2: type cuda:0 to cuda:1"),
         ("cuda", 1, 0, 0, "no GPU can be used here; type --device cpu"),
         ("mps", 1, 0, 0, "--device mps: type cpu, cuda, or cuda:0"),
+        (None, 2, 1, 1, "GPU 1 is asked for, of 1: start 1 process$"),
+        ("cuda:1", 1, 0, 1, "GPU 1 is asked for, of 1: type cuda:0$"),
     ],
 )
-def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus, expected):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's own
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     for name, value in (("WORLD_SIZE", count), ("LOCAL_RANK", rank)):
@@ -208,3 +211,14 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, asked, count, rank, gpus
     else:
         with pytest.raises(UserError, match=expected):
             processes.own_device(asked)
+
+
+@pytest.mark.parametrize("asked", [None, "cuda"])
+def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch, asked):
+    """As srun shows it to each of its tasks."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert processes.own_device(asked) == "cuda:0"
