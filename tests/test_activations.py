@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from small_world import SmallEncoder, SmallPairs
 
 from plumbing.errors import UserError
+from training import experiment
 from training.activations import Stream
 from training.token_cache import RecordedTokens
 
@@ -37,6 +40,34 @@ def test_an_unreadable_item_is_the_users_mistake_and_one_line(workers):
     with pytest.raises(UserError) as caught:
         list(stream(SmallPairs(captions=captions), workers).batches([[0, 1], [2, 3]]))
     assert str(caught.value) == "row 3 cannot be read"
+
+
+def killed(row):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def out_of_room(row):
+    raise RuntimeError(
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"), [(killed, r"DataLoader worker \(pid"), (out_of_room, r"on device \(28\)")]
+)
+def test_a_worker_that_is_lost_ends_in_one_line(fails, why):
+    with pytest.raises(UserError) as caught, experiment.in_one_line(16, True):
+        list(stream(SmallPairs(captions=fails), workers=1).batches([[0, 1]]))
+    remedy = "give the same command again, without --overwrite, with --workers 0, or in a container"
+    assert re.fullmatch(rf"a process of --workers was lost \(.*{why}.*\): {remedy} .*", str(caught.value))
+
+
+def test_a_mistake_of_ours_in_a_worker_keeps_its_traceback():
+    def mistaken(row):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="in DataLoader worker"), experiment.in_one_line(16, False):
+        list(stream(SmallPairs(captions=mistaken), workers=1).batches([[0, 1]]))
 
 
 def test_flat_takes_the_tokens_that_are_real():

@@ -8,6 +8,7 @@ Under `torchrun` each process encodes its share of every batch, trains its own S
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ LAST = (-1,)  # layer
 STATE_VERSION = (
     3  # of the checkpoints: 3 has the standardisers, and a file for each process that has its own SAEs
 )
+
+# What torch says where a process of --workers is killed, or finds no room in /dev/shm.
+LOST_WORKER = re.compile(r"DataLoader worker \(pid|shared memory|Communication with the workers")
 
 
 class Options(TypedDict, total=False):
@@ -218,19 +222,25 @@ def carry_out(work: Work, checkpoint_every: float, command: list[str] | None) ->
 
 @contextlib.contextmanager
 def in_one_line(batch_size: int, overwrite: bool) -> Iterator[None]:
-    """Turn a GPU's lack of memory, a full disk, and a folder that cannot be written to into a `UserError`."""
+    """Turn a lack of memory (a GPU's, the workers'), a full disk, a folder that is closed to us into a `UserError`."""
+    again = "give the same command again" + ", without --overwrite," * overwrite
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f"the GPU is out of memory: lower --batch_size (now {batch_size}), or choose fewer --layers"
         ) from error
+    except RuntimeError as error:
+        if not LOST_WORKER.search(str(error)):
+            raise
+        said = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"a process of --workers was lost ({said}): {again} with --workers 0, or in a container with more shared "
+            "memory (docker run --shm-size 8g)"
+        ) from error
     except OSError as error:
         if files.is_full(error):
-            again = ", without --overwrite," if overwrite else ""
-            raise UserError(
-                f"the disk is full: make room and give the same command again{again} and it goes on"
-            ) from error
+            raise UserError(f"the disk is full: make room and {again} and it goes on") from error
         place = Path(os.path.realpath(str(error.filename)))
         if error.filename is not None and place.is_relative_to(os.path.realpath(features.ROOT)):
             raise UserError(
