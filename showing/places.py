@@ -1,6 +1,7 @@
 """Where in a picture a feature fires: a run's SAE applied to the patch tokens of the samples that stand for it."""
 
 import base64
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,13 +59,13 @@ def places(run: Run, layer: str, columns: Columns, pairs: Pairs) -> Places:
     import saelens
 
     check(run, layer)
-    encoder = load(run)
-    wanted = wanted_rows(columns)
-    sae = saelens.load(run.path / layer).to(encoder.device)
-    found: dict[int, dict[int, np.ndarray]] = {}
-    for row, codes in patch_codes(encoder, sae, int(layer.removeprefix("layer")), wanted, pairs):
-        for feature, code in zip(wanted[row].tolist(), codes.T, strict=True):
-            found.setdefault(feature, {})[row] = code
+    wanted, found = wanted_rows(columns), dict[int, dict[int, np.ndarray]]()
+    with in_one_line():
+        encoder = load(run)
+        sae = saelens.load(run.path / layer).to(encoder.device)
+        for row, codes in patch_codes(encoder, sae, int(layer.removeprefix("layer")), wanted, pairs):
+            for feature, code in zip(wanted[row].tolist(), codes.T, strict=True):
+                found.setdefault(feature, {})[row] = code
     n_patches = next((len(code) for by_row in found.values() for code in by_row.values()), 1)
     words = WORDS + RECORDED[run.manifest["token"]]
     grids = {feature: encoded(by_row) for feature, by_row in found.items()}
@@ -82,6 +83,22 @@ def check(run: Run, layer: str):
         )
     if not (run.path / layer / "sae_weights.safetensors").is_file():
         raise UserError(f"run {run.name!r} has no SAE in {run.path / layer}/: leave out --where")
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turn a GPU's lack of memory, for the encoder or later, into a `UserError` that fits --where."""
+    import torch
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError) as error:
+        if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            raise
+        raise UserError(
+            "the GPU has too little memory for --where: free some, put CUDA_VISIBLE_DEVICES= before the command to "
+            "use the CPU, or leave out --where"
+        ) from error
 
 
 def load(run: Run) -> "WrappedModel":

@@ -12,6 +12,7 @@ from runs import make_run
 
 import data
 import wrappedmodels
+from encoders.wrapper import WrappedModel
 from plumbing.errors import UserError
 from sae import TopKSAE
 from showing import places
@@ -41,26 +42,53 @@ def one_patch(encoder, pairs):
     return sae
 
 
-@pytest.mark.parametrize("token", ["cls", "mean"])
-def test_a_feature_that_fires_on_one_patch_lights_that_cell(tmp_path, monkeypatch, encoder, token):
+def recorded(encoder, token):
+    """A run of that feature, in the working folder, and its samples."""
     pairs = data.open_pairs("demo", limit=6)
     codes = np.zeros((6, 2))
     codes[ROW, 0] = 1
-    sae = one_patch(encoder, pairs)
     checkpoint = str(Path(wrappedmodels.__file__).parent / encoder.checkpoint)
     told = {"model": encoder.model, "checkpoint": checkpoint, "modality": "image"}
-    monkeypatch.chdir(tmp_path)
     run = make_run("A", {f"layer{LAYER}": codes}, pairs.ids, token=token, encoder=told)
-    sae.save(run.path / f"layer{LAYER}")
-    found = places.places(run, f"layer{LAYER}", Columns.of(run.load(f"layer{LAYER}")), pairs)
+    one_patch(encoder, pairs).save(run.path / f"layer{LAYER}")
+    return run, pairs
+
+
+def places_of(run, pairs):
+    return places.places(run, f"layer{LAYER}", Columns.of(run.load(f"layer{LAYER}")), pairs)
+
+
+@pytest.mark.parametrize("token", ["cls", "mean"])
+def test_a_feature_that_fires_on_one_patch_lights_that_cell(tmp_path, monkeypatch, encoder, token):
+    monkeypatch.chdir(tmp_path)
+    run, pairs = recorded(encoder, token)
+    found = places_of(run, pairs)
     assert list(found.grids) == [0]
     grid = np.frombuffer(base64.b64decode(found.grids[0][ROW]), np.uint8)
     assert grid.size == found.side**2
     assert np.flatnonzero(grid).tolist() == [PATCH]
     assert grid[PATCH] == 255
     assert ("mean over all" in found.words) == (token == "mean")
-    told["encoder_precision"] = "bfloat16"
+    told = run.manifest["encoder"] | {"encoder_precision": "bfloat16"}
     assert places.load(run._replace(manifest=run.manifest | {"encoder": told})).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(("owner", "name"), [(torch.nn.Module, "to"), (WrappedModel, "activations")])
+def test_a_gpu_without_room_for_it_ends_in_one_line(tmp_path, monkeypatch, encoder, owner, name):
+    usual = getattr(owner, name)
+
+    def full(*arguments, **named):
+        if named:  # transformers, while it makes the encoder
+            return usual(*arguments, **named)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.chdir(tmp_path)
+    run, pairs = recorded(encoder, "cls")
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(UserError, match="too little memory for --where: .* CUDA_VISIBLE_DEVICES= before"):
+        places_of(run, pairs)
+    with pytest.raises(UserError, match=r"^another mistake$"), places.in_one_line():
+        raise UserError("another mistake")
 
 
 def squashed(picture):
