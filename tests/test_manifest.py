@@ -109,7 +109,11 @@ def test_the_l0_of_a_relu_run_is_that_of_the_codes_that_it_records(train):
     assert relu.manifest["fvu"] == topk.manifest["fvu"]
 
 
-def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
+@pytest.mark.parametrize(("capability", "products"), [((7, 5), "float32"), ((8, 0), "tf32")])
+def test_the_gpu_that_is_told_of_is_the_one_that_was_used(monkeypatch, capability, products):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: {"cuda:1": capability}[device]
+    )
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: {"cuda:1": 77}[device])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: {"cuda:1": "the second"}[device])
     encoder = SmallEncoder()
@@ -117,3 +121,4 @@ def test_the_gpu_that_is_told_of_is_the_one_that_was_used(train, monkeypatch):
     work = Work(Stream(encoder, SmallPairs(5), [0]), [], np.zeros(5, bool), None, 0.0)
     found = manifest.costs(work)
     assert (found["peak_gpu_memory"], found["hardware"], found["device"]) == (77, "the second", "cuda:1")
+    assert found["float32_products"] == products

@@ -34,6 +34,7 @@ def on_both(script, *words):
         (gpu,) = script.main([*words, *DATA, "--runname", "gpu", "--overwrite"])
     (cpu,) = script.main([*words, *DATA, "--runname", "cpu", "--overwrite"])
     assert (gpu.manifest["device"], gpu.manifest["hardware"]) == ("cuda:0", "pretended")
+    assert (gpu.manifest["float32_products"], cpu.manifest["float32_products"]) == ("tf32", None)
     for field in ("fvu", "fvu_recorded", "l0", "dead_fraction"):
         assert gpu.manifest[field] == pytest.approx(cpu.manifest[field], rel=1e-3, abs=2e-3)
     return gpu, cpu

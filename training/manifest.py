@@ -105,11 +105,17 @@ def costs(work: Work) -> dict[str, object]:
         "peak_gpu_memory": peak_gpu_memory(own),
         "device": own,
         "hardware": torch.cuda.get_device_name(device) if device else f"{platform.machine()} CPU",
+        "float32_products": float32_products_of(device) if device else None,
         "threads": torch.get_num_threads(),
         "processes": team().world,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def float32_products_of(gpu: str) -> str:
+    """What a GPU makes of torch's "high" precision, in which float32 products are: tf32 on NVIDIA's from Ampere on."""
+    return "tf32" if not torch.version.hip and torch.cuda.get_device_capability(gpu) >= (8, 0) else "float32"
 
 
 def shared_out(work: Work) -> SharedOut:
