@@ -18,6 +18,7 @@ import show
 from comparing.sharedness import Sharedness
 from features import open_run
 from plumbing.commandline import Parser, positive, script
+from plumbing.errors import UserError
 from studying import steps, working
 from toyworld import scenes
 from wrappedmodels import REGISTRY
@@ -30,6 +31,7 @@ RANDOM = "demo-random"  # the run of random weights
 RETRAINED = Path("data/demo-encoders")  # git ignores it; the weights in toyworld/weights/ stay as they are
 AT_LEAST = 20  # activations of a feature that is listed
 SHOWN = 12  # features listed from the top
+LEAST = 100  # samples; with fewer, hardly a feature is active often enough to be listed
 
 
 class Followed(NamedTuple):
@@ -47,7 +49,8 @@ def main(argv=None) -> list[Followed]:
     parser = Parser(__doc__, __file__)
     again = f"first train the demo's encoders from scratch, into {RETRAINED}/"
     parser.add_argument("--retrain", action="store_true", help=again)
-    parser.add_argument("--limit", type=positive, default=7000, help="so many of the 10,000 samples")
+    some = f"so many of the {scenes.N_DEMO:,} samples, at least {LEAST}"
+    parser.add_argument("--limit", type=enough, default=7000, help=some)
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     if arguments.retrain:
@@ -65,6 +68,13 @@ def main(argv=None) -> list[Followed]:
     print(f"\nDone in {time.monotonic() - started:.0f} s. Runs: sae_features/demo-*/;", end=" ")
     print(f"the matrix: imgs/demo-wmppc.png; the sheets: {sheets[0].parent}/; the explorer: {page}")
     return followed
+
+
+def enough(text: str) -> int:
+    """An argument type: a number of samples that the demo has, and can say something of."""
+    if not LEAST <= positive(text) <= scenes.N_DEMO:
+        raise UserError(f"{text} samples are too few or too many: the demo takes {LEAST} to {scenes.N_DEMO:,}")
+    return int(text)
 
 
 def study(arguments: Namespace) -> steps.Study:

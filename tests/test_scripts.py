@@ -392,6 +392,14 @@ def test_a_console_that_cannot_show_a_letter_shows_a_question_mark(tmp_path, mon
 # ------------------------------------------------------------------------------------------------ the demo
 
 
+@pytest.mark.parametrize("limit", ["99", "10001"])
+def test_the_demo_refuses_a_number_of_samples_before_it_trains(limit, monkeypatch, capsys):
+    monkeypatch.setattr(demo.working, "carry_out", None)
+    with pytest.raises(SystemExit):
+        demo.main(["--limit", limit])
+    assert f"{limit} samples are too few or too many: the demo takes 100 to 10,000" in capsys.readouterr().err
+
+
 def test_the_retrained_demo_leaves_the_committed_weights_alone_and_uses_its_own(tmp_path, monkeypatch):
     from toyworld import train_encoders
 
