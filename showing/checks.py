@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from data import Pairs
+from sources.rows import Column, Rows
 from wrappedmodels import REGISTRY
 
 TITLES = ("--model", "modality", "default checkpoint", "blocks", "token", "notes")
@@ -76,7 +77,8 @@ class Holdings(NamedTuple):
 
 
 def holdings(pairs: Pairs) -> Holdings:
-    """Count what a data set holds."""
+    """Count what a data set holds: all captions of each row, and the words and characters of the chosen ones."""
+    every = pairs.samples.with_caption(None) if isinstance(pairs.samples, Rows) else pairs.samples
     texts = [text for texts in pairs.captions for text in texts]
     return Holdings(
         pairs.name,
@@ -85,7 +87,7 @@ def holdings(pairs: Pairs) -> Holdings:
         pairs.ids[0],
         pairs.ids[-1],
         sum(sample.side == "audio" for sample in pairs.samples),
-        spread(len(texts) for texts in pairs.captions),
+        spread(map(len, Column(every, "captions"))),
         spread(len(text.split()) for text in texts),
         spread(map(len, texts)),
         sum(not text for text in texts),

@@ -149,6 +149,14 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
     assert tile.std() > 20  # the picture is there
 
 
+def test_all_captions_of_a_row_are_counted_whichever_is_used(tmp_path):
+    for caption in ("first", "2", "all"):
+        held = check.main(
+            ["--dataset", "demo", "--limit", "3", "--caption", caption, "--sheet", str(tmp_path / "sheet.png")]
+        )
+        assert held["captions_per_row"] == (5, 5, 5), caption
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
