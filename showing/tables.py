@@ -84,7 +84,8 @@ def print_sharedness(
             f"in all of G, surely at most {absent} in all of H, else the run that breaks it; Delta above 0 is not yet absent"
         )
         if not names:
-            print(f"no names yet: uv run show.py --run {shared.source} finds them")
+            number = shared.layer.removeprefix("layer")
+            print(f"no names yet: uv run show.py --run {shared.source} --layer {number} finds them")
     if shared.other_seed is not None:
         print(f"{shared.other_seed}: the source's own SAE from another seed")
 

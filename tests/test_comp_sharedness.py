@@ -207,6 +207,7 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     assert list(found.counts.values()) == [4, 3, 3, 2]
     printed = capsys.readouterr().out
     assert "active often enough: 4, present in all of G: 3, absent in all of H: 3, both: 2" in printed
+    assert "no names yet: uv run show.py --run M --layer 0 finds them" in printed
     document = json.loads(Path("a.json").read_text())
     assert document["status"] == found.status
     kinds = {points.words: len(at) for points, at in figures.drawn(found, np.arange(5), np.arange(5))}
