@@ -178,6 +178,8 @@ def older(directions: tuple[Direction, ...], metrics: list[str]) -> Iterator[str
             per_direction = directions if "all_layers" in directions[0].scores[metric] else directions[:1]
             values = [d.scores[metric]["last_layer"] for d in per_direction]
             texts = [f"{number(s.value)} (chance {number(s.floor)})" for s in values]
+            if metric == "pw_mcc" and np.isnan(values[0].value):
+                texts = ["has no value here: it is of two SAEs of one encoder's layer"]
             lines.append(f"{LABELS[metric]} {', back '.join(texts)}")
     if lines:
         yield "older:    scores by other formulas, of the last layers:"
