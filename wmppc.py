@@ -88,7 +88,7 @@ def parse(argv):
 
 def add_trust(add: Callable):
     """The flags of what tells how far to trust a score; `add` is a parser's `add_argument`."""
-    add("--no-trust", action="store_true", help="the bare score alone, at a fifth of the cost")
+    add("--no-trust", action="store_true", help="the bare score alone, at a fraction of the cost")
     add(
         "--permutations",
         type=positive,

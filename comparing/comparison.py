@@ -63,7 +63,7 @@ def compare(
     """Score how much of each of two runs' features the other has, and tell how far each score can be trusted.
 
     `metrics` are some of METRICS; `memory` is in bytes, by default half of what is free; `options` with `bare` give
-    the score alone, at a fifth of the cost. Runs of other samples are refused.
+    the score alone, at a fraction of the cost. Runs of other samples are refused.
     """
     metrics = [metric(name) for name in metrics]
     features.check_aligned([run, other])

@@ -89,10 +89,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help text that ends in the flag's default, unless that is None or False."""
+    """Help text that ends in the flag's default, unless that is None, False or an empty list."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def complain(message: str):
