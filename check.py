@@ -73,11 +73,12 @@ def look_at_data(pairs: data.Pairs, sheet: Path | None, report: Path | None) -> 
     pictured = any(sample.side == "image" for sample in pairs.samples)
     if sheet and not pictured:
         raise UserError(f"--sheet {sheet}: data set {pairs.name!r} has no pictures; leave it out")
+    sheet = sheet or picture(f"imgs/data_{pairs.name}.png") if pictured else None
     held = checks.holdings(pairs)
     document = held._asdict()
     print(checks.holdings_table(held))
-    if pictured:
-        document["contact_sheet"] = draw_sheet(pairs, sheet or Path("imgs", f"data_{pairs.name}.png"))
+    if sheet:
+        document["contact_sheet"] = draw_sheet(pairs, sheet)
     if report:
         files.write_text(report, json.dumps(document, indent=1) + "\n")
     return document

@@ -67,6 +67,10 @@ def parse(argv):
         )
     if arguments.data_root and not arguments.show:
         parser.error("--data_root is of the sheets: add --show")
+    if arguments.show:
+        output(
+            f"imgs/{Path(arguments.source).name}/sheet.jpg"
+        )  # refused before the work where it cannot be written
     return arguments
 
 
@@ -109,11 +113,11 @@ def show(source: Run, shared: Sharedness, first: np.ndarray, data_root: str | No
     from showing import sheets
 
     pairs = data.reopen(source, data_root)
-    folder = Path("imgs") / source.name
+    place = Path("imgs") / source.name
     codes, chosen = source.load(shared.layer), shared.feature[first].tolist()
     names = labels.names_of(source, shared.layer, codes, pairs.captions)
-    saved = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, folder, names)
-    print(f"\n{len(saved)} sheets in {folder}/")
+    saved = sheets.save_sheets(source, shared.layer, codes, chosen, pairs, place, names)
+    print(f"\n{len(saved)} sheets in {place}/")
 
 
 if __name__ == "__main__":

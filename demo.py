@@ -73,7 +73,9 @@ def main(argv=None) -> list[Followed]:
 def enough(text: str) -> int:
     """An argument type: a number of samples that the demo has, and can say something of."""
     if not LEAST <= positive(text) <= scenes.N_DEMO:
-        raise UserError(f"{text} samples are too few or too many: the demo takes {LEAST} to {scenes.N_DEMO:,}")
+        raise UserError(
+            f"{text} samples are too few or too many: the demo takes {LEAST} to {scenes.N_DEMO:,}"
+        )
     return int(text)
 
 

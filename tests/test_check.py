@@ -150,11 +150,18 @@ def test_the_script_prints_what_a_data_set_holds(damaged, tmp_path, capsys):
 
 
 def test_all_captions_of_a_row_are_counted_whichever_is_used(tmp_path):
+    words = ["--dataset", "demo", "--limit", "3", "--sheet", str(tmp_path / "sheet.png")]
     for caption in ("first", "2", "all"):
-        held = check.main(
-            ["--dataset", "demo", "--limit", "3", "--caption", caption, "--sheet", str(tmp_path / "sheet.png")]
-        )
+        held = check.main([*words, "--caption", caption])
         assert held["captions_per_row"] == (5, 5, 5), caption
+
+
+def test_a_place_that_takes_no_contact_sheet_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("imgs").touch()
+    with pytest.raises(SystemExit):
+        check.main(["--dataset", "demo", "--limit", "3"])
+    assert "error: imgs/data_demo.png cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

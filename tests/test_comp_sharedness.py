@@ -222,6 +222,16 @@ def test_features_are_ranked_by_status_and_the_run_that_breaks_it_is_named(capsy
     assert comparing.sharedness(M, [G], [H], absent=1.01).status[:3] == ["present, absent"] * 3
 
 
+def test_a_place_that_takes_no_sheets_is_named_before_the_work(capsys):
+    five_runs()
+    Path("imgs").touch()
+    with pytest.raises(SystemExit):
+        comp_sharedness.main([*ARGUMENTS, "--show"])
+    out, err = capsys.readouterr()
+    assert not out
+    assert "error: imgs/M/sheet.jpg cannot be written" in err
+
+
 def test_the_users_clusters_widen_the_errors():
     """Every row four times: the same evidence, which counts fourfold where the rows pass for samples of their own."""
     rng = np.random.default_rng(0)
