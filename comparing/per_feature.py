@@ -7,9 +7,8 @@ import numpy as np
 
 import features
 from comparing.clusters import FEWEST
-from comparing.draws import Layer, aligned
+from comparing.draws import Layer
 from comparing.found import Matched
-from comparing.halves import counted
 from comparing.heldout import matched, streamed
 from comparing.influence import feature_errors, streamed_feature_errors
 from comparing.reader import Reader, own_share
@@ -62,7 +61,7 @@ def any_counted(targets: Mapping[str, Layer], sides: Sides) -> dict[str, bool]:
     found = np.zeros(len(targets))
     for number, layer in enumerate(targets.values()):
         if number * world // len(targets) == rank:
-            found[number] = counted(sides.moments(layer), sides.options.min_active).any()
+            found[number] = sides.counted(layer).any()
     add_up(found)
     return dict(zip(targets, (found > 0).tolist(), strict=True))
 
@@ -72,15 +71,12 @@ def presence(source: Layer, target: Layer, sides: Sides) -> Presence:
     groups = sides.clusters(source.run, target.run)
     if sides.fit(source, target):
         both = sides.side(source), sides.side(target)
-        found = matched(*both)[0]
+        found = matched(*both, both=False)[0]
         return Presence(found.held_out, feature_errors(both[0], [both[1]], found, groups), found.every)
     pairs, reader = own_share(sides.n_rows), sides.reader
 
     def read():
-        start = pairs.start
-        for x, y in aligned(sides.blocks(source, None, pairs), sides.blocks(target, None, pairs)):
-            yield x, y, sides.half[start : start + x.shape[0]]
-            start += x.shape[0]
+        return sides.halved(sides.blocks(source, None, pairs), sides.blocks(target, None, pairs), pairs)
 
     widths = reader.n_features(source), reader.n_features(target)
     found = streamed(Matched, read, widths, reader.memory // 2, sides.options.min_active, add_up)[0]

@@ -186,6 +186,15 @@ class Sides:
         found = draws.blocks(layer, order, pairs, self.reader.memory // 4)
         return (block.sqrt() for block in found) if self.options.square_root else found
 
+    def halved(
+        self, x: Iterable[Matrix], y: Iterable[Matrix], pairs: slice
+    ) -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
+        """Both readings of `pairs`, in blocks of the same rows, with the half of each row."""
+        start = pairs.start
+        for own, other in aligned(x, y, entries=self.block_entries):
+            yield own, other, self.half[start : start + own.shape[0]]
+            start += own.shape[0]
+
 
 def _key(layer: Layer) -> tuple[str, str]:
     return layer.run.name, layer.name
@@ -273,11 +282,8 @@ class RunPair:
         pairs = own_share(self.sides.n_rows)
 
         def read() -> Iterator[tuple[Matrix, Matrix, np.ndarray]]:
-            start = pairs.start
             both = self.blocks(0, i, None, pairs), self.blocks(1, j, partner, pairs)
-            for x, y in aligned(*both, entries=self.sides.block_entries):
-                yield x, y, self.sides.half[start : start + x.shape[0]]
-                start += x.shape[0]
+            return self.sides.halved(*both, pairs)
 
         widths = self.width(0, i), self.width(1, j)
         return streamed(kind, read, widths, self.sides.reader.memory // 2, self.min_active, add_up)
