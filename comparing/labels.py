@@ -4,6 +4,8 @@ Two of n labels have the same bits by chance with a probability of n² / 2^129: 
 for a hundred million.
 """
 
+import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias, no_type_check
 
@@ -11,14 +13,13 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from plumbing.compiled import compiled
-from plumbing.digests import digests
 from samples import Samples, Texts
 
-KEY_BYTES = 8  # of a label's digest: what halves and folds are taken from
+KEY_BYTES = 8  # of a text's BLAKE2b digest: what halves and folds are taken from
 
 UNNAMED_ROWS = 1 << 16  # whose numbers are written out at once
 
-Labels: TypeAlias = UInt64[np.ndarray, "2 row"]  # the first number is the digest of KEY_BYTES
+Labels: TypeAlias = UInt64[np.ndarray, "2 row"]  # the first number is the digest
 
 
 class Told(NamedTuple):
@@ -43,9 +44,15 @@ class Told(NamedTuple):
 
 
 def labels(texts: Sequence[str | None]) -> Labels:
-    """The labels of texts."""
-    found = [digests(*some, KEY_BYTES) for some in as_texts(texts).buffers()]
-    return np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
+    """The labels of texts: the digest, which is the same everywhere, and this process's own hash of the text."""
+    held = as_texts(texts)
+    found = np.empty((2, len(held)), np.uint64)
+    digests, hashes = bytearray(), array("q")
+    for text in held.encoded():
+        digests += hashlib.blake2b(text, digest_size=KEY_BYTES).digest()
+        hashes.append(hash(text))
+    found[0], found[1] = np.frombuffer(digests, "<u8"), np.frombuffer(hashes, np.uint64)
+    return found
 
 
 def unnamed(n_rows: int) -> Labels:

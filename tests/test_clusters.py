@@ -19,6 +19,7 @@ from comparing.clusters import (
     strata_of,
 )
 from comparing.labels import Told, joined, n_words, named
+from comparing.labels import labels as labels_of
 from plumbing.errors import UserError
 
 
@@ -210,3 +211,14 @@ def test_a_line_longer_than_a_piece_and_blank_lines_are_read(tmp_path: Path, mon
     file.write_text(file.read_text()[:-90])
     with pytest.raises(UserError, match="missing or damaged"):
         list(samples.blocks(tmp_path, 4))
+
+
+def test_the_first_number_of_a_label_is_the_digest_of_hashlib():
+    rng = np.random.default_rng(0)
+    lengths = [*range(3 * 128 + 2), *rng.permutation(65), 0, 5 * 128, 0]
+    texts = ["".join(map(chr, rng.integers(1, 0x7FF, length))) for length in lengths]
+    found = labels_of(texts)
+    expected = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    assert [number.tobytes() for number in found[0]] == expected
+    assert len(set(map(tuple, found.T.tolist()))) == len(set(texts))
+    assert labels_of([]).shape == (2, 0)
